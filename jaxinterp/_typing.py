@@ -1,0 +1,16 @@
+"""Array types and the axis letters, fixed once for the whole project.
+
+B batch, T query position, S key position, D residual width, H query heads, K key/value heads, E head width,
+F MLP width, V vocabulary, L layers, N latents.
+"""
+
+from typing import Any
+
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+Params = Any
+"""A nested dictionary of arrays: the parameters of a model."""
+
+PyTree = Any
+
+__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "Params", "PyTree"]

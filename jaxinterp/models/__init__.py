@@ -1,0 +1,21 @@
+"""Transformers as a config, a tree of parameters and pure functions."""
+
+from jaxinterp.models._config import RotaryScaling, TransformerConfig
+from jaxinterp.models._generate import generate
+from jaxinterp.models._model import Model, check_tokens, token_positions
+from jaxinterp.models._transformer import block, embed, init, layer_data, param_shapes, unembed
+
+__all__ = [
+    "Model",
+    "RotaryScaling",
+    "TransformerConfig",
+    "block",
+    "check_tokens",
+    "embed",
+    "generate",
+    "init",
+    "layer_data",
+    "param_shapes",
+    "token_positions",
+    "unembed",
+]

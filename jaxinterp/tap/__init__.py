@@ -1,0 +1,30 @@
+"""Named intervention points: a model calls `tap(name, value)`, and handlers look at the value or change it."""
+
+from jaxinterp.tap._edit import add, edit, mean, patch, project_onto, project_out, scale, zero
+from jaxinterp.tap._read import Statistics, capture, perturb, statistics
+from jaxinterp.tap._run import SiteTable, run, sites
+from jaxinterp.tap._site import Handler, Site, SiteShape
+from jaxinterp.tap._tap import IDENTITY, Tap
+
+__all__ = [
+    "IDENTITY",
+    "Handler",
+    "Site",
+    "SiteShape",
+    "SiteTable",
+    "Statistics",
+    "Tap",
+    "add",
+    "capture",
+    "edit",
+    "mean",
+    "patch",
+    "perturb",
+    "project_onto",
+    "project_out",
+    "run",
+    "scale",
+    "sites",
+    "statistics",
+    "zero",
+]

@@ -1,0 +1,174 @@
+"""Running a function under handlers, and listing its sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from jaxinterp._errors import InputError, UnvisitedSiteError, closest
+from jaxinterp._typing import Array, PyTree
+from jaxinterp.tap._site import Handler, SiteShape, is_glob, matches
+from jaxinterp.tap._tap import Log, Tap, _Scope
+
+
+def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, dict[str, Array], tuple[PyTree, ...]]]:
+    """Runs `fn` under handlers, as a pure function.
+
+    Handlers apply from left to right: a capture after an edit sees the edited value. The result can be passed to `jax.jit`,
+    `vmap`, `grad`, `jvp`, `checkpoint` and used inside `shard_map`. To change an edit without compiling again, pass the
+    handler (a pytree) or its data as an argument of the jitted function.
+
+    Args:
+        fn: a function that takes the keyword argument `tap`, such as `model.forward`.
+        *handlers: made by `capture`, `edit`, `patch`, ...
+
+    Returns:
+        A function of `fn`'s other arguments that returns `(out, acts, states)`: `fn`'s own result; what was captured, by site
+        name, with a leading L axis for sites in layers; and the last state of each handler.
+
+    Raises:
+        UnvisitedSiteError: (when called) a handler names a site that `fn` never visits; the message names the closest ones.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxinterp as ji
+        >>> def double(x, *, tap):
+        ...     return 2 * tap("x", x)
+        >>> ji.run(double, ji.add("x", 10.0), ji.capture("x"))(jnp.ones((1, 2)))[:2]
+        (Array([[22., 22.]], dtype=float32), {'x': Array([[11., 11.]], dtype=float32)})
+    """
+    for handler in handlers:
+        if not isinstance(handler, Handler):
+            raise InputError(
+                f"run got {handler!r} in place of a handler. Handlers are made by capture, edit, patch, zero, ...: "
+                "run(fn, capture('resid_pre'))(params, tokens)."
+            )
+
+    def transformed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Array], tuple[PyTree, ...]]:
+        states: list[PyTree] = [()] * len(handlers)
+        if any(h.init is not None for h in handlers):
+            log = _shapes(fn, handlers, args, kwargs)
+            for i, handler in enumerate(handlers):
+                if handler.init is not None:
+                    specs = [s for s in log.visited.values() if matches(handler, s.name, s.on_demand)]
+                    states[i] = handler.init(specs, handler.data)
+        log = Log()
+        tap, scope = _open(handlers, states, log)
+        out = fn(*args, **kwargs, tap=tap)
+        _check_visited(handlers, log)
+        return out, scope.records.collapse()[0], tuple(scope.states)
+
+    return transformed
+
+
+def _open(handlers: tuple[Handler, ...], states: list[PyTree], log: Log) -> tuple[Tap, _Scope]:
+    scope = _Scope(states, log)
+    return Tap(handlers, scope, slices=[None] * len(handlers)), scope
+
+
+def _shapes(fn: Callable[..., Any], handlers: tuple[Handler, ...], args: Any, kwargs: Any) -> Log:
+    """One abstract trace that sees the sites which `handlers` name, edits left out."""
+    quiet = tuple(Handler(sites=h.sites, visit=_pass) for h in handlers)
+    log = Log()
+
+    def trace(args: Any, kwargs: Any) -> None:
+        tap, _ = _open(quiet, [()] * len(quiet), log)
+        fn(*args, **kwargs, tap=tap)
+
+    _abstract(trace, args, kwargs)
+    _check_visited(handlers, log)
+    return log
+
+
+def _abstract(trace: Callable[..., None], args: Any, kwargs: Any) -> None:
+    """`jax.eval_shape` that leaves everything but arrays (configs, None, strings) as it is."""
+    leaves, tree = jax.tree.flatten((args, kwargs))
+    arrays = [i for i, leaf in enumerate(leaves) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+
+    def rebuilt(values: list[Any]) -> None:
+        full = list(leaves)
+        for i, value in zip(arrays, values, strict=True):
+            full[i] = value
+        trace(*jax.tree.unflatten(tree, full))
+
+    jax.eval_shape(rebuilt, [leaves[i] for i in arrays])
+
+
+def _pass(site: Any, value: Any, state: Any, data: Any, layer_slice: Any, tap: Any) -> Any:
+    return value, state, None
+
+
+def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
+    known = set(log.visited) | log.on_demand
+    faults = []
+    for handler in handlers:
+        for pattern in handler.sites:
+            seen = any(matches(Handler(sites=(pattern,), visit=_pass), s.name, s.on_demand) for s in log.visited.values())
+            if not seen:
+                what = "no site matches the glob" if is_glob(pattern) else "the function never visits site"
+                faults.append(f"{what} {pattern!r}. {closest(pattern, known)}")
+    if faults:
+        raise UnvisitedSiteError(
+            " ".join(dict.fromkeys(faults)) + " List them with jaxinterp.sites(fn, *args). (A glob finds no on-demand site: name "
+            "it in full.)"
+        )
+
+
+class SiteTable:
+    """The sites of a function in the order of their visits; prints as a table. Iterates over `SiteShape`s."""
+
+    def __init__(self, rows: list[SiteShape]):
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[SiteShape]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, name: str) -> SiteShape:
+        found = [row for row in self.rows if row.name == name]
+        if not found:
+            raise UnvisitedSiteError(f"no site {name!r}. {closest(name, [r.name for r in self.rows])}")
+        return found[0]
+
+    def __str__(self) -> str:
+        head = ("site", "axes", "shape", "dtype", "bytes", "computed")
+        body = [
+            (
+                r.name, ("L" if r.n_layers is not None else "") + r.axes, str(r.stacked_shape).replace(" ", ""), str(r.dtype),
+                f"{r.bytes:,}", "on demand" if r.on_demand else "always",
+            )
+            for r in self.rows
+        ]  # fmt: skip
+        widths = [max(len(row[i]) for row in [head, *body]) for i in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in [head, *body]]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    __repr__ = __str__
+
+
+def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
+    """Every site of `fn`, on-demand ones included, with axes, shape, dtype and bytes of a capture. Nothing is computed.
+
+    Args:
+        fn: a function with the keyword argument `tap`, such as `model.forward`.
+        *args: its arguments, or `jax.ShapeDtypeStruct`s in place of arrays.
+        **kwargs: its keyword arguments.
+
+    Example:
+        >>> import jax.numpy as jnp, jaxinterp as ji
+        >>> ji.sites(lambda x, *, tap: tap("x", x), jnp.ones((1, 2)))
+        site  axes  shape  dtype    bytes  computed
+        -------------------------------------------
+        x     BD    (1,2)  float32  8      always
+    """
+    log = Log(everything=True)
+
+    def trace(args: Any, kwargs: Any) -> None:
+        tap, _ = _open((), [], log)
+        fn(*args, **kwargs, tap=tap)
+
+    _abstract(trace, args, kwargs)
+    return SiteTable(list(log.visited.values()))

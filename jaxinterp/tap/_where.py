@@ -1,0 +1,161 @@
+"""Which layer, head, position and feature a handler speaks of, as array data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp._errors import SiteIndexError, SiteTypeError
+from jaxinterp._tree import is_traced
+from jaxinterp._typing import Array, Bool, Int
+from jaxinterp.tap._site import Site
+
+Where = Mapping[str, Any]
+"""Integer arrays under the keys layer, head, position, feature; an absent key means all."""
+
+_LETTERS = {"head": "HK", "position": "T"}
+
+
+def make_where(*, layer: Any = None, head: Any = None, position: Any = None, feature: Any = None) -> dict[str, Array]:
+    """Checks a selection and turns it into arrays.
+
+    Args:
+        layer, head, feature: an int, a sequence of ints or an int array [n], static or traced; None: all.
+        position: the same, or [B, n] for positions that differ by example. Absolute, counted from each example's first real token.
+
+    Raises:
+        SiteIndexError: a negative index whose value is known.
+        SiteTypeError: not integers, or too many axes.
+    """
+    given = {"layer": layer, "head": head, "position": position, "feature": feature}
+    where = {}
+    for key, value in given.items():
+        if value is None:
+            continue
+        array = value if hasattr(value, "dtype") else np.asarray(value if np.ndim(value) else int(value), np.int32)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise SiteTypeError(f"{key}={value!r} is of dtype {array.dtype}; give an int, a list of ints or an integer array.")
+        if array.ndim > (2 if key == "position" else 1):
+            shapes = "[], [n] or [B, n]" if key == "position" else "[] or [n]"
+            raise SiteTypeError(f"{key} has shape {array.shape}; legal: {shapes}.")
+        if not is_traced(array) and array.size and int(np.min(np.asarray(array))) < 0:
+            raise SiteIndexError(
+                f"{key}={np.asarray(array).tolist()} is negative. Indices count from 0; positions from each example's first "
+                "real token, so that the last of T tokens is T - 1."
+            )
+        where[key] = jnp.asarray(array, jnp.int32) if is_traced(array) else np.asarray(array, np.int32)
+    return where
+
+
+def select(where: Where, site: Site, value: Array, new: Array) -> Array:
+    """`new` where `where` points, `value` elsewhere; NaN everywhere if a traced index is out of range.
+
+    Raises:
+        SiteIndexError: an index out of range whose value is known.
+        SiteTypeError: the site has no such axis.
+    """
+    mask, bad = _masks(where, site, value)
+    out = new if mask is None else jnp.where(mask, new, value)
+    if bad is None:
+        return out
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise SiteTypeError(
+            f"site {site.name!r} is of dtype {value.dtype}, which has no NaN, so a traced index out of range could not be told. "
+            "Give layer, head, position and feature as Python ints there."
+        )
+    return jnp.where(bad, jnp.asarray(jnp.nan, value.dtype), out)
+
+
+def _masks(where: Where, site: Site, value: Array) -> tuple[Array | None, Array | None]:
+    """(where to apply, whether an index is out of range), each broadcastable to the value, or None."""
+    mask: Any = None
+    bad: Any = None
+
+    def also(m: Any, b: Any) -> None:
+        nonlocal mask, bad
+        mask = m if mask is None else mask & m
+        bad = b if bad is None or b is None else bad | b
+
+    for key, index in where.items():
+        if key == "layer":
+            also(*_layer_mask(index, site))
+            continue
+        axis = axis_of(key, site)
+        shape = [1] * value.ndim
+        if key == "position":
+            hit, wrong = _position_mask(index, site, value.shape[axis])
+            batch = site.axes.find("B")
+            if batch >= 0:
+                shape[batch] = hit.shape[0]
+            shape[axis] = hit.shape[1]
+            if wrong is not None:
+                wrong = wrong.reshape([shape[i] if i == batch else 1 for i in range(value.ndim)]) if wrong.ndim else wrong
+        else:
+            size = value.shape[axis]
+            wrong = _out_of_range(index, size, key, site)
+            hit = (jnp.arange(size)[:, None] == jnp.reshape(index, (1, -1))).any(-1)
+            shape[axis] = size
+        also(hit.reshape(shape), wrong)
+    return mask, bad
+
+
+def axis_of(key: str, site: Site) -> int:
+    """The axis of a site's value that holds heads, positions or features."""
+    if key == "feature":
+        if site.axes and site.axes[-1] not in "BTSHK":
+            return len(site.axes) - 1
+    else:
+        for letter in _LETTERS[key]:
+            if letter in site.axes:
+                return site.axes.index(letter)
+    legal = [k for k, letters in _LETTERS.items() if any(a in site.axes for a in letters)]
+    legal += ["feature"] * (bool(site.axes) and site.axes[-1] not in "BTSHK") + ["layer"] * (site.layer is not None)
+    raise SiteTypeError(
+        f"site {site.name!r} has axes {site.axes!r} and so no {key}. It can be selected by: {', '.join(legal) or 'nothing'}."
+    )
+
+
+def _layer_mask(index: Any, site: Site) -> tuple[Any, Any]:
+    if site.layer is None or site.n_layers is None:
+        raise SiteTypeError(f"site {site.name!r} is not in a layer, so layer={index} cannot be selected. Leave layer out.")
+    wrong = _out_of_range(index, site.n_layers, "layer", site)
+    return (jnp.asarray(site.layer, jnp.int32) == jnp.reshape(index, (-1,))).any(), wrong
+
+
+def _out_of_range(index: Any, size: int, key: str, site: Site) -> Bool[Array, ""] | None:
+    if is_traced(index):
+        return ((index < 0) | (index >= size)).any()
+    if np.size(index) and int(np.max(index)) >= size:
+        raise SiteIndexError(
+            f"{key}={np.asarray(index).tolist()} at site {site.name!r}, which has {size} "
+            f"{'layers' if key == 'layer' else key + 's'}: legal are 0 to {size - 1}."
+        )
+    return None
+
+
+def row_positions(site: Site, rows: int) -> Int[Array, "B T"]:
+    """The absolute positions of the rows that are present, [B or 1, T]."""
+    return jnp.arange(rows, dtype=jnp.int32)[None] if site.positions is None else site.positions
+
+
+def _position_mask(index: Any, site: Site, rows: int) -> tuple[Any, Any]:
+    """([B or 1, T] rows that are meant, [] or [B] whether some position does not exist)."""
+    positions = row_positions(site, rows)
+    extent = rows if site.extent is None else site.extent
+    wrong: Any = None
+    if is_traced(index) or not isinstance(extent, int):
+        limit = extent if isinstance(extent, int) or np.ndim(index) != 2 else jnp.reshape(extent, (-1, 1))
+        if np.ndim(index) == 2 or isinstance(extent, int):
+            wrong = (index < 0) | (index >= limit)
+            wrong = wrong.any(-1) if np.ndim(index) == 2 else wrong.any()
+        else:
+            flat = jnp.reshape(index, (1, -1))
+            wrong = ((flat < 0) | (flat >= jnp.reshape(extent, (-1, 1)))).any(-1)
+    else:
+        _out_of_range(index, extent, "position", site)
+    index = jnp.asarray(index)
+    index = index[:, None, :] if index.ndim == 2 else index.reshape(1, 1, -1)
+    return (positions[..., None] == index).any(-1), wrong

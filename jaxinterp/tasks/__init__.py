@@ -1,0 +1,44 @@
+"""Prompt pairs and synthetic tasks: what a model is asked when its circuits are looked for.
+
+The pairs:
+    PromptPairs: clean and corrupt prompts, answers, roles, masks.
+    pairs_from_text, pairs_from_jsonl, pairs_from_tokens: pairs of one's own.
+
+The tasks, each `task(key, n, tokenizer, ...) -> PromptPairs`:
+    pronouns: she or he, in the manner of children's stories.
+    indirect_objects: "... Mary and John ..., John handed a map to".
+    greater_than: "... began in the year 1732 and ended in the year 17".
+    induction: repeated random tokens; takes `d_vocab`, no tokenizer.
+    repeated_tokens: the same as whole sequences, for training and for scores of heads.
+
+Tokenizers:
+    TokenizerLike: what a task asks of a tokenizer.
+    WordTokenizer: one token a word, for symbolic tasks and examples.
+"""
+
+from ._from_text import pairs_from_jsonl, pairs_from_text, pairs_from_tokens
+from ._greater_than import GREATER_THAN_TEMPLATES, greater_than
+from ._indirect_objects import INDIRECT_OBJECT_TEMPLATES, indirect_objects
+from ._induction import RepeatedTokens, induction, repeated_tokens
+from ._pairs import PromptPairs
+from ._pronouns import PRONOUN_TEMPLATES, pronouns
+from ._tokens import TokenizerLike
+from ._words import WordTokenizer
+
+__all__ = [
+    "GREATER_THAN_TEMPLATES",
+    "INDIRECT_OBJECT_TEMPLATES",
+    "PRONOUN_TEMPLATES",
+    "PromptPairs",
+    "RepeatedTokens",
+    "TokenizerLike",
+    "WordTokenizer",
+    "greater_than",
+    "indirect_objects",
+    "induction",
+    "pairs_from_jsonl",
+    "pairs_from_text",
+    "pairs_from_tokens",
+    "pronouns",
+    "repeated_tokens",
+]

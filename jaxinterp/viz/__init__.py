@@ -1,0 +1,14 @@
+"""Results as pictures and pages.
+
+- `plot`: the result of a sweep as a matplotlib figure.
+- `attention`: attention patterns of a few heads as a figure.
+- `page`: the result of a sweep as one HTML file that needs no network.
+- `ranked`: the cells of a sweep by absolute effect.
+"""
+
+from jaxinterp.viz._attention import attention
+from jaxinterp.viz._page import page
+from jaxinterp.viz._plot import plot
+from jaxinterp.viz._views import RankedCell, ranked
+
+__all__ = ["RankedCell", "attention", "page", "plot", "ranked"]

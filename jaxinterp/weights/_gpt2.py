@@ -1,0 +1,105 @@
+"""GPT-2: learned positions, LayerNorm, one fused projection for queries, keys and values, tied embeddings."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxinterp.models import TransformerConfig
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
+from jaxinterp.weights._transforms import flat_heads, fused_head_biases, fused_heads, transposed
+
+FIELDS: dict[str, Field] = {
+    **COMMON_FIELDS,
+    "vocab_size": Field(COUNT, 50257),
+    "n_positions": Field(COUNT, 1024),
+    "n_ctx": Field(COUNT, None),
+    "n_embd": Field(COUNT, 768),
+    "n_layer": Field(COUNT, 12),
+    "n_head": Field(COUNT, 12),
+    "n_inner": Field(COUNT, None),
+    "activation_function": Field(TEXT, "gelu_new", tuple(ACTIVATIONS)),
+    "layer_norm_epsilon": Field(NUMBER, 1e-5),
+    "initializer_range": Field(NUMBER, 0.02),
+    "scale_attn_weights": Field(FLAG, True),
+    "scale_attn_by_inverse_layer_idx": Field(FLAG, False, (False,)),
+    "reorder_and_upcast_attn": Field(FLAG, False, (False,)),
+    "tie_word_embeddings": Field(FLAG, True),
+}
+HARMLESS = COMMON_HARMLESS | frozenset(
+    """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout""".split()
+)
+ROWS = (
+    Row("embed.W_E", "{prefix}wte.weight"),
+    Row("embed.W_pos", "{prefix}wpe.weight"),
+    Row("blocks.ln1.w", "{prefix}h.{layer}.ln_1.weight"),
+    Row("blocks.ln1.b", "{prefix}h.{layer}.ln_1.bias"),
+    Row(("blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_V"), "{prefix}h.{layer}.attn.c_attn.weight", fused_heads),
+    Row(("blocks.attn.b_Q", "blocks.attn.b_K", "blocks.attn.b_V"), "{prefix}h.{layer}.attn.c_attn.bias", fused_head_biases),
+    Row("blocks.attn.W_O", "{prefix}h.{layer}.attn.c_proj.weight", flat_heads),
+    Row("blocks.attn.b_O", "{prefix}h.{layer}.attn.c_proj.bias"),
+    Row("blocks.ln2.w", "{prefix}h.{layer}.ln_2.weight"),
+    Row("blocks.ln2.b", "{prefix}h.{layer}.ln_2.bias"),
+    Row("blocks.mlp.W_in", "{prefix}h.{layer}.mlp.c_fc.weight"),
+    Row("blocks.mlp.b_in", "{prefix}h.{layer}.mlp.c_fc.bias"),
+    Row("blocks.mlp.W_out", "{prefix}h.{layer}.mlp.c_proj.weight"),
+    Row("blocks.mlp.b_out", "{prefix}h.{layer}.mlp.c_proj.bias"),
+    Row("ln_final.w", "{prefix}ln_f.weight"),
+    Row("ln_final.b", "{prefix}ln_f.bias"),
+    Row("unembed.W_U", "lm_head.weight", transposed),
+)
+
+
+def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
+    width, heads = values["n_embd"], values["n_head"]
+    if width % heads:
+        faults.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
+    if values["n_ctx"] not in (None, values["n_positions"]):
+        faults.append(f"n_ctx = {values['n_ctx']} differs from n_positions = {values['n_positions']}")
+    return {
+        "n_layers": values["n_layer"],
+        "d_model": width,
+        "n_ctx": values["n_positions"],
+        "d_head": width // heads,
+        "n_heads": heads,
+        "d_vocab": values["vocab_size"],
+        "d_mlp": values["n_inner"] or 4 * width,
+        "act_fn": ACTIVATIONS[values["activation_function"]],
+        "normalization_type": "LN",
+        "eps": float(values["layer_norm_epsilon"]),
+        "positional_embedding_type": "standard",
+        "attn_scale": None if values["scale_attn_weights"] else 1.0,
+        "tie_word_embeddings": values["tie_word_embeddings"],
+        "initializer_range": float(values["initializer_range"]),
+    }
+
+
+def _mask_fault(mask: np.ndarray, config: TransformerConfig) -> str | None:
+    n = mask.shape[-1]
+    if mask.ndim != 4 or mask.shape != (1, 1, n, n) or n < config.n_ctx:
+        return f"its shape is {mask.shape}, where a mask [1, 1, {config.n_ctx}, {config.n_ctx}] was expected"
+    if not np.array_equal(mask[0, 0] != 0, np.tri(n, dtype=bool)):
+        return "it is not the causal mask, so the model would attend otherwise"
+    return None
+
+
+def _masked_bias_fault(value: np.ndarray, config: TransformerConfig) -> str | None:
+    small = value.size == 1 and float(value.reshape(-1)[0]) <= -1e4
+    return None if small else "it is not one large negative number, so masked positions would be attended"
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    architectures=("GPT2LMHeadModel", "GPT2Model"),
+    fields=FIELDS,
+    harmless=HARMLESS,
+    config=_config,
+    rows=ROWS,
+    prefixes=("transformer.", ""),
+    buffers=(
+        Buffer("{prefix}h.{layer}.attn.bias", _mask_fault),
+        Buffer("{prefix}h.{layer}.attn.masked_bias", _masked_bias_fault),
+    ),
+    twins=(Twin("lm_head.weight", "{prefix}wte.weight"),),
+)
