@@ -1,6 +1,6 @@
 """Named intervention points: a model calls `tap(name, value)`, and handlers look at the value or change it."""
 
-from jaxinterp.tap._edit import add, edit, mean, patch, project_onto, project_out, scale, zero
+from jaxinterp.tap._edit import add, edit, mean, patch, place, project_onto, project_out, scale, zero
 from jaxinterp.tap._read import Statistics, capture, perturb, statistics
 from jaxinterp.tap._run import SiteTable, run, sites
 from jaxinterp.tap._site import Handler, Site, SiteShape
@@ -20,6 +20,7 @@ __all__ = [
     "mean",
     "patch",
     "perturb",
+    "place",
     "project_onto",
     "project_out",
     "run",

@@ -147,6 +147,17 @@ def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str
     )
 
 
+def place(handler: Handler, **where: Any) -> Handler:
+    """The same edit at other indices: `place(patch("attn.z", value), layer=3, head=i)`; `where` as in `edit`.
+
+    Raises:
+        InputError: the handler is no edit.
+    """
+    if not isinstance(handler.visit, _Edit):
+        raise InputError(f"a handler at {', '.join(handler.sites)} is no edit (patch, zero, add, ...), so it has no place to change.")
+    return dataclasses.replace(handler, data={**handler.data, "where": make_where(**where)})
+
+
 def _patch(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
     return _operand(site, value, data, layer_slice)
 

@@ -1,0 +1,171 @@
+"""Running the cells of a sweep: arrays in, arrays out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp._errors import InputError
+from jaxinterp._typing import Array, Float, Params
+from jaxinterp.models import Model, token_positions
+from jaxinterp.nn import take_rows
+from jaxinterp.patching._cells import Cells
+from jaxinterp.patching._metrics import Metric
+from jaxinterp.tap import Handler, SiteTable, place, run, sites
+
+Forward = Model | Callable[..., Array]
+"""A `Model`, or a function `(params, tokens, *, tap) -> logits [B, T, V]`."""
+
+
+def run_cells(
+    model: Forward,
+    params: Params,
+    tokens: Array,
+    cells: Cells,
+    *,
+    op: Handler,
+    metrics: Sequence[Metric],
+    mask: Array | None = None,
+    memory: int | None = None,
+    keep_logits: bool = False,
+    advance: Callable[[int], None] = lambda cells: None,
+) -> tuple[Float[np.ndarray, "n M B"], list[np.ndarray]]:
+    """Metrics of the run with the edit `op` at each cell, as one compiled program called once for each chunk of cells.
+
+    Args:
+        model: a `Model`, or a function `(params, tokens, *, tap) -> logits`.
+        params: its parameters.
+        tokens: the base prompts, int32 [B, T].
+        cells: from `make_cells`.
+        op: an edit without a place, such as `patch("attn.z", per_layer=captured)` or `zero("mlp.out")`.
+        metrics: M metrics.
+        mask: True at real tokens [B, T], or None.
+        memory: bytes that a chunk may take; None: a share of what the device has.
+        keep_logits: also return the logits that the metrics read.
+        advance: called with the number of cells of each finished chunk.
+
+    Returns:
+        Values [n, M, B], and the logits that each metric reads, [n, B, P, tokens] (an empty list unless asked for).
+    """
+    where = cells.where()
+    chunk = chunk_size(model, params, tokens, len(cells), metrics=metrics, mask=mask, memory=memory, op=op)
+    values, logits = [], []
+    for start in range(0, len(cells), chunk):
+        rows = np.minimum(np.arange(start, start + chunk), len(cells) - 1)  # the last chunk is filled up: one shape, one compile
+        part = {key: index[rows] for key, index in where.items()}
+        got, kept = _chunk(model, params, tokens, mask, part, op, tuple(metrics), keep_logits)
+        n = min(chunk, len(cells) - start)
+        values.append(np.asarray(got)[:n])
+        logits.append([np.asarray(k)[:n] for k in kept])
+        advance(n)
+    return np.concatenate(values), [np.concatenate(parts) for parts in zip(*logits, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "keep_logits"))
+def _chunk(
+    model: Forward, params: Params, tokens: Array, mask: Array | None, where: Any, op: Handler, metrics: Any, keep_logits: bool
+) -> tuple[Array, list[Array]]:
+    def one(where: Any) -> Any:
+        values, logits = read(model, params, tokens, metrics, place(op, **where), mask=mask)
+        return values, logits if keep_logits else []
+
+    return jax.vmap(one)(where)
+
+
+def read(
+    model: Forward, params: Params, tokens: Array, metrics: Sequence[Metric], *handlers: Handler, mask: Array | None = None
+) -> tuple[Float[Array, "M B"], list[Array]]:
+    """Metrics of one run under handlers, and the logits that each of them reads, [B, P, tokens].
+
+    A `Model` computes logits only at the positions that are read, and of the tokens that are, unless an edit is behind the blocks.
+    """
+    places = token_positions(tokens, mask, None)
+    rows = [_rows(places, jnp.asarray(m.positions), tokens.shape[0]) for m in metrics]
+    needed = [m.tokens for m in metrics]
+    narrow = isinstance(model, Model) and not any(s.startswith(("final.", "logits")) for h in handlers for s in h.sites)
+    if narrow:
+        assert isinstance(model, Model)
+        answers = None if any(t is None for t in needed) else jnp.concatenate([_legal(t) for t in needed], 1)
+        out = run(model.forward, *handlers)(params, tokens, mask=mask, read=jnp.concatenate(rows, 1), answers=answers)[0]
+    else:
+        out = _whole(model, params, tokens, mask, handlers)
+    logits, row, column = [], 0, 0
+    for metric, at in zip(metrics, rows, strict=True):
+        part = out[:, row : row + at.shape[1]] if narrow else take_rows(out, at)
+        row += at.shape[1]
+        if metric.tokens is not None and narrow and answers is not None:
+            part = part[:, :, column : column + metric.tokens.shape[1]]
+            column += metric.tokens.shape[1]
+        elif metric.tokens is not None:
+            part = jnp.take_along_axis(part, _legal(metric.tokens)[:, None, :], axis=2)
+        logits.append(part)
+    return jnp.stack([m(x) for m, x in zip(metrics, logits, strict=True)]), logits
+
+
+def _whole(model: Forward, params: Params, tokens: Array, mask: Array | None, handlers: Sequence[Handler]) -> Array:
+    if isinstance(model, Model):
+        return run(model.forward, *handlers)(params, tokens, mask=mask)[0]
+    if mask is not None:
+        raise InputError("a mask was given, but the model is a plain function, which takes none. Group prompts by their length.")
+    out = run(model, *handlers)(params, tokens)[0]
+    if out.ndim != 3 or out.shape[:2] != tokens.shape:
+        raise InputError(f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here [{tokens.shape[0]}, {tokens.shape[1]}, V].")
+    return out
+
+
+def _legal(tokens: Any) -> Array:
+    return jnp.maximum(jnp.asarray(tokens), 0)
+
+
+def _rows(places: Array, positions: Array, batch: int) -> Array:
+    """Row indices [B, P] of absolute positions [B, P]."""
+    places = jnp.broadcast_to(places, (batch, places.shape[1]))
+    return jnp.argmax(places[:, :, None] == positions[:, None, :], axis=1)
+
+
+def site_table(model: Forward, params: Params, tokens: Array) -> SiteTable:
+    """The sites of a model or function at these tokens."""
+    return sites(model.forward if isinstance(model, Model) else model, params, tokens)
+
+
+def chunk_size(
+    model: Forward,
+    params: Params,
+    tokens: Array,
+    n_cells: int,
+    *,
+    metrics: Sequence[Metric],
+    mask: Array | None = None,
+    memory: int | None = None,
+    op: Handler | None = None,
+) -> int:
+    """How many cells run side by side: as many as the budget holds, spread evenly over the chunks; at least one."""
+    budget = device_memory() // 4 if memory is None else memory
+    block = sum(s.bytes // (s.n_layers or 1) for s in site_table(model, params, tokens) if s.name not in ("logits", *_SPLIT))
+    vocabulary = sum(4 * s.shape[-1] for s in site_table(model, params, tokens) if s.name == "logits")
+    width = sum(m.positions.size * (vocabulary if m.tokens is None else 4 * m.tokens.shape[1]) for m in metrics)
+    per_cell = max(1, block + 3 * width)
+    fits = max(1, min(n_cells, int(budget // per_cell), MOST_CELLS))
+    return -(-n_cells // -(-n_cells // fits))
+
+
+_SPLIT = ("attn.q_in", "attn.k_in", "attn.v_in", "attn.result")
+MOST_CELLS = 512
+
+
+def device_memory() -> int:
+    """Free bytes of the first device; on a CPU, what the system says is available, at most 8 GiB."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    try:
+        with open("/proc/meminfo") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = 4 << 30
+    return min(free, 8 << 30)
