@@ -6,6 +6,7 @@ F MLP width, V vocabulary, L layers, N latents.
 
 from typing import Any
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 Params = Any
@@ -13,4 +14,7 @@ Params = Any
 
 PyTree = Any
 
-__all__ = ["Array", "Bool", "Float", "Int", "PRNGKeyArray", "Params", "PyTree"]
+ArrayLike = Array | np.ndarray
+"""What a public function takes where it says array."""
+
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "PRNGKeyArray", "Params", "PyTree"]

@@ -1,0 +1,109 @@
+"""Settings and fixtures of every test.
+
+Before JAX starts, the session is put on eight forced CPU devices; then dtype promotion is made strict and rank
+promotion an error, and every shape annotation of `jaxinterp` is checked by beartype (in tests only). Warnings are
+errors (`pyproject.toml`).
+
+Fixtures:
+    shared: `Path` of the data folder beside the project (`../shared/data`); skips the test where it is absent.
+    count_compiles: a context manager that counts what XLA compiled inside it.
+
+Counting compiles::
+
+    def test_a_traced_layer_never_recompiles(count_compiles):
+        f = jax.jit(lambda layer: ...)
+        with count_compiles() as warm:
+            f(jnp.int32(0))
+        assert warm.count("<lambda>") == 1
+        with count_compiles() as again:
+            f(jnp.int32(1))                 # also make the argument outside if it must not count
+        assert again.names == []
+
+`names` lists every compiled program in order, eager operations such as `jnp.zeros` included (they are compiled
+once for each shape in a session, so warm them up or count by name); `count(name)` counts those of one function:
+the name that `jax.jit` was given.
+"""
+
+import contextlib
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+if "jax" in sys.modules:
+    raise RuntimeError(
+        "jax was imported before tests/conftest.py could force eight devices: run pytest from the project's root"
+    )
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [flag for flag in os.environ.get("XLA_FLAGS", "").split() if "host_platform_device_count" not in flag]
+    + ["--xla_force_host_platform_device_count=8"]
+)
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a network
+
+import jax
+import jax.monitoring
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Most of a test's time is compiling: leave out LLVM's expensive passes (XLA's own optimizations of the program stay).
+jax.config.update("jax_disable_most_optimizations", True)
+
+install_import_hook("jaxinterp", "beartype.beartype")
+
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_compiled: list[str] = []
+
+
+def _on_duration(event: str, seconds: float, **details: str | int) -> None:
+    if event == _COMPILE_EVENT:
+        _compiled.append(str(details.get("fun_name", "")))
+
+
+jax.monitoring.register_event_duration_secs_listener(_on_duration)
+
+
+@dataclasses.dataclass
+class Compiles:
+    """What was compiled: program names in order (`jit_f` and `jit(f)` are both written `f`)."""
+
+    names: list[str] = dataclasses.field(default_factory=list)
+
+    def count(self, name: str | None = None) -> int:
+        """Number of compiled programs, or of those made from the function called `name`."""
+        return len(self.names) if name is None else self.names.count(name)
+
+
+def _function_name(program: str) -> str:
+    if program.startswith("jit(") and program.endswith(")"):
+        return program[4:-1]
+    return program.removeprefix("jit_")
+
+
+@contextlib.contextmanager
+def _count_compiles() -> Iterator[Compiles]:
+    start, result = len(_compiled), Compiles()
+    try:
+        yield result
+    finally:
+        result.names = [_function_name(program) for program in _compiled[start:]]
+
+
+@pytest.fixture
+def count_compiles() -> Callable[[], contextlib.AbstractContextManager[Compiles]]:
+    """`with count_compiles() as compiles: ...`, then `compiles.names` and `compiles.count("f")`."""
+    return _count_compiles
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The data folder beside the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the data folder beside the project is absent ({folder})")
+    return folder
