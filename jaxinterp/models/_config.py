@@ -101,11 +101,23 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        faults = [f"{name}={getattr(self, name)} must be at least 1" for name in _POSITIVE if (getattr(self, name) or 1) < 1]
+        sizes = {name: getattr(self, name) for name in _POSITIVE}
+        faults = [f"{name}={n} must be at least 1" for name, n in sizes.items() if n is not None and n < 1]
         if self.attn_only != (self.d_mlp is None):
-            faults.append(f"attn_only={self.attn_only} contradicts d_mlp={self.d_mlp}: give d_mlp, or attn_only=True without it")
-        if self.n_heads % self.key_value_heads:
+            faults.append(
+                f"attn_only={self.attn_only} contradicts d_mlp={self.d_mlp}: give d_mlp, or attn_only=True without it"
+            )
+        if self.n_heads % max(1, self.key_value_heads):
             faults.append(f"n_heads={self.n_heads} is not a multiple of n_key_value_heads={self.key_value_heads}")
+        if self.positional_embedding_type != "rotary" and (self.rotary_dim, self.rotary_scaling) != (None, None):
+            faults.append(
+                f"rotary_dim={self.rotary_dim} and rotary_scaling={self.rotary_scaling} do nothing with "
+                f"positional_embedding_type={self.positional_embedding_type!r}"
+            )
+        if self.attn_only and self.gated_mlp:
+            faults.append("gated_mlp=True contradicts attn_only=True")
+        if self.eps < 0 or self.rotary_base <= 0:
+            faults.append(f"eps={self.eps} must not be negative and rotary_base={self.rotary_base} must be positive")
         if self.rotary_features % 2 or self.rotary_features > self.d_head:
             faults.append(f"rotary_dim={self.rotary_features} must be even and at most d_head={self.d_head}")
         if self.tie_word_embeddings and self.outputs != self.d_vocab:

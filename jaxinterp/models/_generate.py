@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinterp._errors import InputError
+from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array, Bool, Int, Params, PRNGKeyArray
 from jaxinterp.models._model import Model, check_tokens, token_positions
 from jaxinterp.nn import KeyValues, take_rows
@@ -44,17 +45,25 @@ def generate(
         tap: the tap.
 
     Returns:
-        The prompts and what follows them, int32 [B, T + max_new_tokens].
+        The prompts and what follows them, int32 [B, T + max_new_tokens]; -1, which is no token, where logits were NaN.
 
     Raises:
         TokenError: ids out of the vocabulary, or more tokens than the context holds.
-        InputError: a temperature without a key, a key without a temperature, or a bidirectional model.
+        InputError: a temperature without a key, a key without a temperature, or a model that predicts no next token.
     """
     config = model.config
     if config.attention_dir != "causal":
         raise InputError("generate needs causal attention; this model is bidirectional and predicts no next token.")
     if max_new_tokens < 1:
         raise InputError(f"max_new_tokens={max_new_tokens}; give at least 1.")
+    if config.outputs != config.d_vocab:
+        raise InputError(
+            f"generate feeds outputs back as inputs, but d_vocab_out={config.outputs} is not d_vocab={config.d_vocab}."
+        )
+    if not is_traced(temperature) and temperature < 0:
+        raise InputError(
+            f"temperature={temperature} is negative; give 0 for greedy generation, or a positive number and a key."
+        )
     greedy = isinstance(temperature, (int, float)) and temperature == 0
     if greedy != (key is None):
         raise InputError(
@@ -64,10 +73,13 @@ def generate(
     check_tokens(config, tokens, mask, max_new_tokens)
 
     def choose(logits: Array, step: Any) -> Array:
-        if key is None:
-            return jnp.argmax(logits, -1).astype(tokens.dtype)
-        scaled = logits / jnp.asarray(temperature, jnp.float32)
-        return jax.random.categorical(jax.random.fold_in(key, step), scaled).astype(tokens.dtype)
+        if key is not None:
+            noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
+            logits = (
+                logits + jnp.asarray(temperature, jnp.float32) * noise
+            )  # its largest is a draw from softmax(logits / temperature)
+        chosen = jnp.argmax(logits, -1).astype(tokens.dtype)
+        return jnp.where(jnp.isnan(logits).any(-1), -1, chosen)
 
     logits, caches, lengths, extent = _prefill(model, params, tokens, mask, max_new_tokens, tap)
     first = choose(logits, 0)
@@ -94,7 +106,8 @@ def _prefill(model: Model, params: Params, tokens: Array, mask: Array | None, ne
     """Reads the prompt: logits behind its last real token [B, V], caches with room, lengths [B or 1, 1], the runs' extent."""
     positions = token_positions(tokens, mask, None)
     lengths = jnp.max(positions, axis=1, keepdims=True) + 1
-    extent: Any = tokens.shape[1] + new if mask is None else lengths[:, 0] + new
+    tokens = tokens if mask is None else jnp.where(mask, tokens, 0)  # whatever stands at padding
+    extent: Any = (tokens.shape[1] if mask is None else lengths[:, 0]) + new - 1  # the last new token is never read
     tap = tap.at(prefix="prompt/", positions=positions, extent=extent)
     x = model.embed(params, tokens, positions=positions, tap=tap)
     x, own = model.layers(params, x, positions=positions, tap=tap)
@@ -103,7 +116,9 @@ def _prefill(model: Model, params: Params, tokens: Array, mask: Array | None, ne
     logits = model.unembed(params, take_rows(x, last), tap=tap)[:, 0]
     room = ((0, 0), (0, 0), (0, new), (0, 0), (0, 0))
     caches = tuple(
-        KeyValues(jnp.pad(s.keys, room), jnp.pad(s.values, room), jnp.pad(positions, ((0, 0), (0, new)), constant_values=-1))
+        KeyValues(
+            jnp.pad(s.keys, room), jnp.pad(s.values, room), jnp.pad(positions, ((0, 0), (0, new)), constant_values=-1)
+        )
         for s in own
     )
     return logits, caches, lengths, extent
@@ -113,4 +128,8 @@ def _write(cache: KeyValues, own: KeyValues, row: Array) -> KeyValues:
     """The cache with one more row, [L, B, N, K, E] at `row`."""
     at = (0, 0, row, 0, 0)
     positions = lax.dynamic_update_slice(cache.positions, own.positions, (0, row))
-    return KeyValues(lax.dynamic_update_slice(cache.keys, own.keys, at), lax.dynamic_update_slice(cache.values, own.values, at), positions)
+    return KeyValues(
+        lax.dynamic_update_slice(cache.keys, own.keys, at),
+        lax.dynamic_update_slice(cache.values, own.values, at),
+        positions,
+    )

@@ -23,7 +23,7 @@ from jaxinterp.tap import IDENTITY, Tap
 class Model:
     """A transformer as pure functions of its parameters.
 
-    Two models with equal configs are equal and hash alike, so a model is a static argument of `jax.jit` that never compiles twice.
+    Two models with equal configs are equal and hash alike: a model is a static argument of `jax.jit` that never compiles twice.
     The functions are fields: an own block, say, is `dataclasses.replace(model, block_fn=my_block)`.
 
     Attributes:
@@ -101,16 +101,15 @@ class Model:
             TokenError: ids out of the vocabulary (NaN where they are traced), or more tokens than the context holds.
         """
         check_tokens(self.config, tokens, mask)
+        tokens = tokens if mask is None else jnp.where(mask, tokens, 0)  # whatever stands at padding
         places = token_positions(tokens, mask, positions)
-        if mask is not None or positions is not None:
-            extent = jnp.max(places, axis=1) + 1
-            tap = tap.at(positions=places, extent=extent)
+        extent = tokens.shape[1] if mask is None and positions is None else jnp.max(places, axis=1) + 1
+        tap = tap.at(positions=places, extent=extent)
         x = self.embed(params, tokens, positions=places, token_types=token_types, tap=tap)
         x, _ = self.layers(params, x, positions=places, tap=tap)
         if read is not None:
-            extent = tokens.shape[1] if mask is None and positions is None else jnp.max(places, axis=1) + 1
-            x, rows = take_rows(x, read), take_rows(places, read)
-            tap = tap.at(positions=rows, extent=extent)
+            x = take_rows(x, read)
+            tap = tap.at(positions=take_rows(places, read), extent=extent)
         return self.unembed(params, x, tokens=answers, tap=tap)
 
     def layers(
@@ -137,7 +136,7 @@ class Model:
 
         def body(x: Array, layer: Any, *, tap: Tap) -> tuple[Array, tuple[Array, Array]]:
             weights, data, cached = layer
-            prefix = None if cached is None else KeyValues(*cached, past)
+            prefix = None if cached is None or past is None else KeyValues(cached[0], cached[1], past)
             x, own = self.block(weights, data, x, positions=positions, prefix=prefix, tap=tap)
             return x, (own.keys, own.values)
 
@@ -146,7 +145,7 @@ class Model:
             past = None if prefixes is None else prefixes[i].positions
             cached = None if prefixes is None else (prefixes[i].keys, prefixes[i].values)
             x, own = tap.scan(body, x, (weights, data, cached), first=first, total=self.config.n_layers)
-            made.append(KeyValues(*own, positions))
+            made.append(KeyValues(own[0], own[1], positions))
             first += jax.tree.leaves(weights)[0].shape[0]
         return x, tuple(made)
 
@@ -177,13 +176,21 @@ def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None, new: 
     if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise InputError(f"tokens are {tokens.dtype}{list(tokens.shape)}; give integer ids of shape [batch, position].")
     if mask is not None and (mask.shape != tokens.shape or mask.dtype != jnp.bool_):
-        raise InputError(f"mask is {mask.dtype}{list(mask.shape)}; give booleans of the tokens' shape {list(tokens.shape)}.")
+        raise InputError(
+            f"mask is {mask.dtype}{list(mask.shape)}; give booleans of the tokens' shape {list(tokens.shape)}."
+        )
     length = tokens.shape[1]
+    if mask is not None and not is_traced(mask) and not np.asarray(mask).any(1).all():
+        raise TokenError(
+            f"examples {np.flatnonzero(~np.asarray(mask).any(1)).tolist()} have no real token: their mask is False throughout."
+        )
     if length == 0:
         raise TokenError("the prompt is empty: give at least one token (a BOS token counts).")
     if length + new > config.n_ctx:
         raise TokenError(
-            f"{length} tokens" + (f" and {new} new ones" if new else "") + f" are more than the model's context of {config.n_ctx}. "
+            f"{length} tokens"
+            + (f" and {new} new ones" if new else "")
+            + f" are more than the model's context of {config.n_ctx}. "
             "Shorten the prompt" + (" or generate fewer." if new else ".")
         )
     if not is_traced(tokens) and not is_traced(mask):
@@ -192,6 +199,6 @@ def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None, new: 
         wrong = wrong if mask is None else wrong & np.asarray(mask)
         if wrong.any():
             raise TokenError(
-                f"token ids {sorted(set(ids[wrong].tolist()))[:10]} are outside the vocabulary of {config.d_vocab}: legal are 0 to "
-                f"{config.d_vocab - 1}. Were they made by another model's tokenizer?"
+                f"token ids {sorted(set(ids[wrong].tolist()))[:10]} are outside the vocabulary of {config.d_vocab}: legal are 0 "
+                f"to {config.d_vocab - 1}. Were they made by another model's tokenizer?"
             )

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.models._config import TransformerConfig
-from jaxinterp.nn import KeyValues, attention, mlp, normalize, take_rows
+from jaxinterp.nn import KeyValues, attention, lookup, mlp, normalize, take_rows
 from jaxinterp.tap import IDENTITY, Tap
 
 
@@ -49,8 +50,11 @@ def param_shapes(config: TransformerConfig) -> Params:
 
 
 def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
-    """Random float32 parameters: weights normal with `initializer_range` (those that write to the residual stream divided by
-    sqrt(2L), as in GPT-2), norms one, biases zero."""
+    """Random float32 parameters.
+
+    Weights are normal with `initializer_range` (divided by sqrt(2L) where they write to the residual stream, as in GPT-2),
+    norms one, biases zero.
+    """
     shapes, tree = jax.tree.flatten_with_path(param_shapes(config), is_leaf=_is_shape)
     keys = jax.random.split(key, len(shapes))
     leaves = []
@@ -88,12 +92,11 @@ def embed(
 ) -> Float[Array, "B T D"]:
     """Token embedding, plus the learned position embedding where the model has one. An id out of range gives NaN."""
     if token_types is not None:
-        raise NotImplementedError("no model of this config has token types")
+        raise InputError("token types were given, but no model of this config has any. Leave token_types out.")
     table = params["embed"]
-    x = jnp.take(table["W_E"], tokens, axis=0, mode="fill", fill_value=jnp.nan)
+    x = lookup(table["W_E"], tokens)
     if config.positional_embedding_type == "standard":
-        rows = jnp.maximum(positions, 0)
-        x = x + jnp.take(table["W_pos"], rows, axis=0, mode="fill", fill_value=jnp.nan)
+        x = x + lookup(table["W_pos"], jnp.maximum(positions, 0))
     return tap("embed", x)
 
 
@@ -124,7 +127,7 @@ def block(
         The residual stream after the layer, at the rows that are read, and the keys and values of all rows.
     """
     c = config
-    norm = dict(eps=c.eps, tap=tap)
+    norm: dict[str, Any] = dict(eps=c.eps, tap=tap)
     x = tap("resid_pre", x)
     write, key_values = attention(
         params["attn"],
@@ -163,12 +166,11 @@ def unembed(
     if c.final_norm:
         x = normalize(params.get("ln_final"), x, kind=c.normalization_type, eps=c.eps, name="final", tap=tap)
     matrix = params["embed"]["W_E"] if c.tie_word_embeddings else params["unembed"]["W_U"].T
-    how = dict(precision=c.precision, preferred_element_type=jnp.float32)
+    how: dict[str, Any] = dict(precision=c.precision, preferred_element_type=jnp.float32)
     if tokens is None:
         logits = jnp.einsum("btd,vd->btv", x, matrix, **how)
     else:
-        rows = jnp.take(matrix, tokens, axis=0, mode="fill", fill_value=jnp.nan)
-        logits = jnp.einsum("btd,bnd->btn", x, rows, **how)
+        logits = jnp.einsum("btd,bnd->btn", x, lookup(matrix, tokens), **how)
     if c.unembed_bias:
         bias = params["unembed"]["b_U"].astype(jnp.float32)
         logits = logits + (bias.reshape(1, 1, -1) if tokens is None else bias[tokens][:, None])

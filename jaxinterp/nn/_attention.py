@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxinterp._typing import Array, Bool, Float, Int, Params
 from jaxinterp.nn._norm import normalize
 from jaxinterp.nn._rotary import rotate
+from jaxinterp.nn._rows import take_rows
 from jaxinterp.tap import IDENTITY, Tap
 
 
@@ -122,7 +123,9 @@ def _attend(
     grouped = q.reshape(b, t, kv_heads, h // kv_heads, e)
 
     def scores_of(segment: KeyValues) -> Array:
-        s = jnp.einsum("btkge,bske->bkgts", grouped, segment.keys, precision=precision, preferred_element_type=jnp.float32)
+        s = jnp.einsum(
+            "btkge,bske->bkgts", grouped, segment.keys, precision=precision, preferred_element_type=jnp.float32
+        )
         s = s.reshape(b, h, t, -1) * jnp.float32(scale)
         return jnp.where(_allowed(q_positions, segment.positions, causal), s, jnp.finfo(jnp.float32).min)
 
@@ -145,13 +148,3 @@ def _attend(
 def _allowed(q_positions: Array, k_positions: Array, causal: bool) -> Bool[Array, "B 1 T S"]:
     q, k = q_positions[:, None, :, None], k_positions[:, None, None, :]
     return (k >= 0) & (k <= q) if causal else jnp.broadcast_to(k >= 0, (k.shape[0], 1, q.shape[2], k.shape[3]))
-
-
-def take_rows(x: Array, rows: Array) -> Array:
-    """Rows of [B, T, ...] by [B or 1, P]."""
-    if x.shape[0] == 1 and rows.shape[0] > 1:
-        x = jnp.broadcast_to(x, (rows.shape[0], *x.shape[1:]))
-    index = jnp.broadcast_to(rows, (x.shape[0], rows.shape[1]))
-    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
-
-

@@ -1,6 +1,7 @@
 """Named intervention points: a model calls `tap(name, value)`, and handlers look at the value or change it."""
 
-from jaxinterp.tap._edit import add, edit, mean, patch, place, project_onto, project_out, scale, zero
+from jaxinterp.tap._edit import edit, mean, place, project_onto, project_out, scale, zero
+from jaxinterp.tap._patch import add, patch
 from jaxinterp.tap._read import Statistics, capture, perturb, statistics
 from jaxinterp.tap._run import SiteTable, run, sites
 from jaxinterp.tap._site import Handler, Site, SiteShape

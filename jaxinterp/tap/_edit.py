@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxinterp._errors import InputError, SiteTypeError
-from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array
 from jaxinterp.tap._site import Handler, Site
-from jaxinterp.tap._where import axis_of, make_where, row_positions, select
+from jaxinterp.tap._where import axis_of, make_where, select, spread
 
 
 @dataclasses.dataclass(frozen=True)
-class _Edit:
+class Edit:
     """`visit` of an edit: equal for equal rules, so that a jitted function takes another edit without compiling again."""
 
-    change: Callable[..., Array]
+    change: Callable[..., tuple[Array, Array | None]]
 
-    def __call__(self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any) -> tuple[Array, Any, None]:
+    def __call__(
+        self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
+    ) -> tuple[Array, Any, None]:
         new, covered = self.change(site, value, data, layer_slice)
         if jnp.shape(new) != value.shape or jnp.result_type(new) != value.dtype:
             raise SiteTypeError(
@@ -61,7 +61,7 @@ def edit(
         site: a name or glob.
         fn: keeps shape and dtype. It is static: jit compiles again for another function, so put what changes into `data`.
         data: a pytree of arrays.
-        layer, head, feature: the indices at which the new value is taken: int, sequence or array [n], static or traced. None: all.
+        layer, head, feature: indices at which the new value is taken: int, sequence or array [n], static or traced. None: all.
         position: the same, or [B, n] for positions that differ by example; absolute, from each example's first real token.
 
     Raises:
@@ -75,76 +75,7 @@ def edit(
         Array([[ 1., -1.,  1.]], dtype=float32)
     """
     where = make_where(layer=layer, head=head, position=position, feature=feature)
-    return Handler(sites=(site,), visit=_Edit(_Call(fn, data is not None)), data={"where": where, "data": data})
-
-
-def _operand(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
-    """The edit's array at this visit, broadcast to the value; and the rows that it covers, where it does not cover all."""
-    operand = data["value"] if layer_slice is None else layer_slice
-    if operand is None:
-        raise SiteTypeError(
-            f"the edit at site {site.name!r} brings per_layer values, but "
-            + ("the site is in no layer: give value=." if site.layer is None else f"their leading axis is not the {site.n_layers} layers.")
-        )
-    if not jnp.issubdtype(operand.dtype, jnp.inexact) or operand.dtype != value.dtype:
-        raise SiteTypeError(
-            f"the edit at site {site.name!r} brings values of dtype {operand.dtype}, but the site is {value.dtype}. "
-            f"Cast them: value.astype('{value.dtype}')."
-        )
-    operand, covered = _rows(site, value, operand)
-    try:
-        fits = np.broadcast_shapes(operand.shape, value.shape) == value.shape
-    except ValueError:
-        fits = False
-    if not fits:
-        hint = " A stacked capture (leading layer axis) goes in as per_layer=." if operand.ndim == value.ndim + 1 else ""
-        raise SiteTypeError(
-            f"the edit at site {site.name!r} brings values of shape {list(operand.shape)}, which do not broadcast to the site's "
-            f"{list(value.shape)} (axes {site.axes}).{hint}"
-        )
-    missing = tuple(range(value.ndim - operand.ndim))
-    return jnp.broadcast_to(jnp.expand_dims(operand, missing), value.shape), covered
-
-
-def _rows(site: Site, value: Array, operand: Array) -> tuple[Array, Array | None]:
-    """In decoding, the rows of `operand` (all positions of a run) that are present in `value`."""
-    if "T" not in site.axes or not isinstance(site.extent, int):
-        return operand, None
-    rows = value.shape[site.axes.index("T")]
-    axis = operand.ndim - (value.ndim - site.axes.index("T"))
-    if rows == site.extent or axis < 0 or operand.shape[axis] in (1, rows):
-        return operand, None
-    size = operand.shape[axis]
-    positions = row_positions(site, rows)
-    index = jnp.clip(positions, 0, size - 1)
-    batch = operand.shape[0] if axis > 0 else 1
-    index = jnp.broadcast_to(index, (max(batch, index.shape[0]), rows)) if axis > 0 else index
-    taken = (
-        jnp.take_along_axis(operand, index.reshape(index.shape + (1,) * (operand.ndim - 2)), axis=1)
-        if axis == 1
-        else jnp.take(operand, index[0], axis=axis)
-    )
-    shape = [1] * value.ndim
-    shape[0], shape[site.axes.index("T")] = positions.shape[0], rows
-    return taken, ((positions >= 0) & (positions < size)).reshape(shape)
-
-
-def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str, Any], **data: Any) -> Handler:
-    if (value is None) == (per_layer is None):
-        raise InputError(
-            f"the edit of {site!r} needs exactly one of value (broadcast to the site) and per_layer (with a leading layer axis, as "
-            "captures have it)."
-        )
-    array = value if per_layer is None else per_layer
-    array = array if hasattr(array, "dtype") else np.asarray(array, np.float32)
-    if not is_traced(array) and isinstance(array, (np.ndarray,)) and np.isnan(array).any():
-        raise InputError(f"the value to put into {site!r} has NaN in it; a patch from it could not be told from an error.")
-    return Handler(
-        sites=(site,),
-        visit=_Edit(change),
-        data={"where": make_where(**where), "value": array if per_layer is None else None, **data},
-        per_layer=array if per_layer is not None else None,
-    )
+    return Handler(sites=(site,), visit=Edit(_Call(fn, data is not None)), data={"where": where, "data": data})
 
 
 def place(handler: Handler, **where: Any) -> Handler:
@@ -153,33 +84,11 @@ def place(handler: Handler, **where: Any) -> Handler:
     Raises:
         InputError: the handler is no edit.
     """
-    if not isinstance(handler.visit, _Edit):
-        raise InputError(f"a handler at {', '.join(handler.sites)} is no edit (patch, zero, add, ...), so it has no place to change.")
+    if not isinstance(handler.visit, Edit):
+        raise InputError(
+            f"a handler at {', '.join(handler.sites)} is no edit (patch, zero, add, ...), so it has no place to change."
+        )
     return dataclasses.replace(handler, data={**handler.data, "where": make_where(**where)})
-
-
-def _patch(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
-    return _operand(site, value, data, layer_slice)
-
-
-def patch(site: str, value: Any = None, *, per_layer: Any = None, **where: Any) -> Handler:
-    """Replaces the value of a site, whole or at some indices.
-
-    Args:
-        site: a name or glob.
-        value: broadcastable to the site's value (its shape, a mean over the batch, a scalar).
-        per_layer: the same with a leading L axis, as captures have it: layer l gets `per_layer[l]`.
-        **where: `layer`, `head`, `position`, `feature` (see `edit`).
-
-    Example:
-        >>> import jax.numpy as jnp, jaxinterp as ji
-        >>> f = ji.run(lambda x, *, tap: tap("x", x), ji.patch("x", jnp.zeros(3), feature=[0, 2]))
-        >>> f(jnp.ones((1, 3)))[0]
-        Array([[0., 1., 0.]], dtype=float32)
-
-    Source: activation patching; Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262).
-    """
-    return _make(_patch, site, value, per_layer, where)
 
 
 def zero(site: str, **where: Any) -> Handler:
@@ -194,7 +103,9 @@ class _Mean:
     def __call__(self, site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, None]:
         axes = tuple(i for i, letter in enumerate(site.axes) if letter in self.over)
         if not axes:
-            raise SiteTypeError(f"mean over {self.over!r} at site {site.name!r}, whose axes are {site.axes!r}: none of them is there.")
+            raise SiteTypeError(
+                f"mean over {self.over!r} at site {site.name!r}, whose axes are {site.axes!r}: none of them is there."
+            )
         weights = jnp.ones((1,) * value.ndim, value.dtype)
         if "T" in self.over and "T" in site.axes and site.positions is not None:
             shape = [1] * value.ndim
@@ -202,7 +113,10 @@ class _Mean:
             weights = (site.positions >= 0).astype(value.dtype).reshape(shape)
         weights = jnp.broadcast_to(weights, value.shape)
         total = jnp.sum(jnp.where(weights > 0, value, jnp.zeros_like(value)), axes, keepdims=True)
-        return jnp.broadcast_to(total / jnp.sum(weights, axes, keepdims=True), value.shape), None
+        count = jnp.maximum(
+            jnp.sum(weights, axes, keepdims=True), jnp.ones((), value.dtype)
+        )  # rows that are all padding: 0
+        return spread(total / count, value), None
 
 
 def mean(site: str, *, over: str = "BT", **where: Any) -> Handler:
@@ -215,24 +129,7 @@ def mean(site: str, *, over: str = "BT", **where: Any) -> Handler:
         over: axis letters to average over; padding does not count. "B" keeps a mean for each position.
         **where: see `edit`.
     """
-    return Handler(sites=(site,), visit=_Edit(_Mean(over)), data={"where": make_where(**where)})
-
-
-def _add(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
-    operand, covered = _operand(site, value, data, layer_slice)
-    return value + jnp.asarray(data["coefficient"], value.dtype) * operand, covered
-
-
-def add(site: str, value: Any = None, *, per_layer: Any = None, coefficient: Any = 1.0, **where: Any) -> Handler:
-    """Adds `coefficient * value` to a site: steering.
-
-    Args:
-        site: a name or glob.
-        value, per_layer: see `patch`.
-        coefficient: a number or scalar array; differentiable.
-        **where: see `edit`.
-    """
-    return _make(_add, site, value, per_layer, where, coefficient=coefficient)
+    return Handler(sites=(site,), visit=Edit(_Mean(over)), data={"where": make_where(**where)})
 
 
 def _scale(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, None]:
@@ -241,7 +138,7 @@ def _scale(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array
 
 def scale(site: str, factor: Any, **where: Any) -> Handler:
     """Multiplies the value of a site by a number or scalar array; `where` as in `edit`."""
-    return Handler(sites=(site,), visit=_Edit(_scale), data={"where": make_where(**where), "factor": factor})
+    return Handler(sites=(site,), visit=Edit(_scale), data={"where": make_where(**where), "factor": factor})
 
 
 def _onto(site: Site, value: Array, data: Any) -> Array:
@@ -267,10 +164,12 @@ def _project_onto(site: Site, value: Array, data: Any, layer_slice: Any) -> tupl
 def _subspace(change: Any, site: str, basis: Any, where: Mapping[str, Any]) -> Handler:
     basis = jnp.asarray(basis, jnp.float32)
     if basis.ndim not in (1, 2):
-        raise SiteTypeError(f"a basis of shape {list(basis.shape)} for {site!r}; legal: [D], or [n, D] with one direction a row.")
+        raise SiteTypeError(
+            f"a basis of shape {list(basis.shape)} for {site!r}; legal: [D], or [n, D] with one direction a row."
+        )
     basis = jnp.atleast_2d(basis)
     data = {"where": make_where(**where), "basis": basis, "dual": jnp.linalg.pinv(basis)}
-    return Handler(sites=(site,), visit=_Edit(change), data=data)
+    return Handler(sites=(site,), visit=Edit(change), data=data)
 
 
 def project_out(site: str, basis: Any, **where: Any) -> Handler:

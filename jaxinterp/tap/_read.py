@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError
-from jaxinterp._tree import pytree
+from jaxinterp._tree import is_traced, pytree
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._site import Handler, Site, SiteShape
-from jaxinterp.tap._where import axis_of, make_where, row_positions
+from jaxinterp.tap._where import axis_of, check_positions, make_where, position_limit, row_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +22,19 @@ class _Capture:
     layers: tuple[int, ...] | None
     of: Callable[[Array], PyTree] | None
 
-    def __call__(self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any) -> tuple[Array, Any, PyTree]:
+    def __call__(
+        self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
+    ) -> tuple[Array, Any, PyTree]:
         if self.layers is not None:
             if site.n_layers is None:
-                raise SiteTypeError(f"capture(layers={self.layers}) of site {site.name!r}, which is in no layer. Leave layers out.")
+                raise SiteTypeError(
+                    f"capture(layers={self.layers}) of site {site.name!r}, which is in no layer. Leave layers out."
+                )
             wrong = [i for i in self.layers if i >= site.n_layers]
             if wrong:
-                raise SiteIndexError(f"capture of layers {wrong}: the model has {site.n_layers}, so legal are 0 to {site.n_layers - 1}.")
+                raise SiteIndexError(
+                    f"capture of layers {wrong}: the model has {site.n_layers}, so legal are 0 to {site.n_layers - 1}."
+                )
         kept = value if "position" not in data else _take(site, value, data["position"])
         return value, state, kept if self.of is None else self.of(kept)
 
@@ -37,12 +43,14 @@ def _take(site: Site, value: Array, position: Any) -> Array:
     """The rows at absolute positions; NaN for a position that is not there."""
     axis = axis_of("position", site)
     rows = row_positions(site, value.shape[axis])
-    wanted = jnp.atleast_1d(jnp.asarray(position))
-    wanted = wanted[None] if wanted.ndim == 1 else wanted  # [B or 1, n]
-    if site.extent is None and isinstance(position, np.ndarray) and position.size and position.max() >= value.shape[axis]:
-        raise SiteIndexError(
-            f"capture of position {position.tolist()} at site {site.name!r}, which has {value.shape[axis]} positions: legal are 0 to "
-            f"{value.shape[axis] - 1}."
+    wanted = position if np.ndim(position) == 2 else position.reshape(1, -1)  # [B or 1, n]
+    limit = position_limit(site, rows.shape[1])
+    if not is_traced(wanted) and not is_traced(limit):
+        check_positions(wanted, site, limit)
+    if not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise SiteTypeError(
+            f"capture(position=...) of site {site.name!r}, of dtype {value.dtype}, which has no NaN to mark a position that is "
+            "not there. Capture it whole."
         )
     hit = rows[:, :, None] == wanted[:, None, :]  # [B or 1, T, n]
     index, there = jnp.argmax(hit, 1), hit.any(1)
@@ -84,7 +92,9 @@ def capture(
 
 @dataclasses.dataclass(frozen=True)
 class _Perturb:
-    def __call__(self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any) -> tuple[Array, Any, None]:
+    def __call__(
+        self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
+    ) -> tuple[Array, Any, None]:
         delta = layer_slice[site.name] if site.layer is not None else data[site.name]
         if delta is None or delta.shape != value.shape or delta.dtype != value.dtype:
             lead = [site.n_layers] if site.layer is not None else []
@@ -96,7 +106,7 @@ class _Perturb:
         return value + delta, state, None
 
 
-def perturb(deltas: Mapping[str, Array]) -> Handler:
+def perturb(deltas: Mapping[str, Any]) -> Handler:
     """Adds an array to each of some sites: differentiate with respect to it, at zero, for gradients at activations.
 
     Args:
@@ -135,7 +145,9 @@ class Statistics:
 
 @dataclasses.dataclass(frozen=True)
 class _Accumulate:
-    def __call__(self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any) -> tuple[Array, Any, None]:
+    def __call__(
+        self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
+    ) -> tuple[Array, Any, None]:
         old: Statistics = state[site.name]
         here = old if site.layer is None else jax.tree.map(lambda a: a[site.layer], old)
         axes = tuple(i for i, letter in enumerate(site.axes) if letter in "BT")
@@ -148,7 +160,8 @@ class _Accumulate:
         sizes = [x.shape[i] for i in axes]
         weight = jnp.broadcast_to(weight, [x.shape[i] if i in axes else 1 for i in range(x.ndim)]) if sizes else weight
         count = jnp.sum(weight)
-        center = jnp.sum(weight * x, axes, keepdims=True) / jnp.maximum(count, 1.0)
+        x = jnp.where(weight > 0, x, 0.0)  # whatever stands at padding
+        center = jnp.sum(x, axes, keepdims=True) / jnp.maximum(count, 1.0)
         m2 = jnp.sum(weight * (x - center) ** 2, axes)
         center = center.reshape(m2.shape)
         total = jnp.maximum(here.count + count, 1.0)
@@ -171,9 +184,7 @@ def _empty(specs: list[SiteShape], data: Any) -> dict[str, Statistics]:
             continue
         lead = () if spec.n_layers is None else (spec.n_layers,)
         kept = tuple(n for n, letter in zip(spec.shape, spec.axes, strict=True) if letter not in "BT")
-        state[spec.name] = Statistics(
-            count=jnp.zeros(lead, jnp.float32), mean=jnp.zeros(lead + kept, jnp.float32), m2=jnp.zeros(lead + kept, jnp.float32)
-        )
+        state[spec.name] = Statistics(count=spec.zeros(lead), mean=spec.zeros(lead + kept), m2=spec.zeros(lead + kept))
     return state
 
 

@@ -79,7 +79,10 @@ class Records:
 
 
 def from_loop(
-    whole: Mapping[str, PyTree], buffers: Mapping[str, PyTree], places: Mapping[str, Place], layers: Sequence[int] | None
+    whole: Mapping[str, PyTree],
+    buffers: Mapping[str, PyTree],
+    places: Mapping[str, Place],
+    layers: Sequence[int] | None,
 ) -> Records:
     """The records of a finished loop: `whole` is stacked, `buffers` hold the kept layers.
 
@@ -92,12 +95,12 @@ def from_loop(
         records._put(key, value, inside if layers is None else Place(layers=tuple(layers)))
     for key, value in buffers.items():
         kept = tuple(i for i in places[key].keep or () if i in (layers or ()))
-        records._put(key, value, Place(layers=kept))
+        records._put(key, jax.tree.map(lambda a: a[:-1], value), Place(layers=kept))
     return records
 
 
 def slot(keep: Sequence[int], index: Any, layers: Sequence[int]) -> Any:
-    """The row of a buffer for the traced layer `index`; past its end where that layer is not kept (a dropped write)."""
+    """The row of a buffer for the traced layer `index`; its spare last row where that layer is not kept."""
     here = [i for i in keep if i in layers]
     table = np.full(len(layers), len(here), np.int32)
     for row, i in enumerate(here):
@@ -106,5 +109,6 @@ def slot(keep: Sequence[int], index: Any, layers: Sequence[int]) -> Any:
 
 
 def buffer(leaf: jax.ShapeDtypeStruct, keep: Sequence[int], layers: Sequence[int]) -> jax.Array:
-    """Room for `leaf` at the kept layers; zeros_like, so that it varies over a mesh as the value does in shard_map."""
-    return jnp.zeros_like(leaf, shape=(len([i for i in keep if i in layers]), *leaf.shape))
+    """Room for `leaf` at the kept layers and a spare row; made by zeros_like, so that it lies on a mesh as the value does."""
+    rows = len([i for i in keep if i in layers]) + 1
+    return jnp.broadcast_to(jnp.zeros_like(leaf)[None], (rows, *leaf.shape))

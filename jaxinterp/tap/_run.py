@@ -8,12 +8,13 @@ from typing import Any
 import jax
 
 from jaxinterp._errors import InputError, UnvisitedSiteError, closest
-from jaxinterp._typing import Array, PyTree
+from jaxinterp._typing import PyTree
+from jaxinterp.tap._scope import Log, Scope
 from jaxinterp.tap._site import Handler, SiteShape, is_glob, matches
-from jaxinterp.tap._tap import Log, Tap, _Scope
+from jaxinterp.tap._tap import Tap
 
 
-def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, dict[str, Array], tuple[PyTree, ...]]]:
+def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, dict[str, PyTree], tuple[PyTree, ...]]]:
     """Runs `fn` under handlers, as a pure function.
 
     Handlers apply from left to right: a capture after an edit sees the edited value. The result can be passed to `jax.jit`,
@@ -45,13 +46,13 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
                 "run(fn, capture('resid_pre'))(params, tokens)."
             )
 
-    def transformed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, Array], tuple[PyTree, ...]]:
+    def transformed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, PyTree], tuple[PyTree, ...]]:
         states: list[PyTree] = [()] * len(handlers)
         if any(h.init is not None for h in handlers):
             log = _shapes(fn, handlers, args, kwargs)
             for i, handler in enumerate(handlers):
                 if handler.init is not None:
-                    specs = [s for s in log.visited.values() if matches(handler, s.name, s.on_demand)]
+                    specs = [s for s in log.visited.values() if matches(handler.sites, s.name, s.on_demand)]
                     states[i] = handler.init(specs, handler.data)
         log = Log()
         tap, scope = _open(handlers, states, log)
@@ -62,15 +63,15 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
     return transformed
 
 
-def _open(handlers: tuple[Handler, ...], states: list[PyTree], log: Log) -> tuple[Tap, _Scope]:
-    scope = _Scope(states, log)
+def _open(handlers: tuple[Handler, ...], states: list[PyTree], log: Log) -> tuple[Tap, Scope]:
+    scope = Scope(states, log)
     return Tap(handlers, scope, slices=[None] * len(handlers)), scope
 
 
 def _shapes(fn: Callable[..., Any], handlers: tuple[Handler, ...], args: Any, kwargs: Any) -> Log:
-    """One abstract trace that sees the sites which `handlers` name, edits left out."""
-    quiet = tuple(Handler(sites=h.sites, visit=_pass) for h in handlers)
-    log = Log()
+    """One abstract trace that sees the sites which `handlers` name; those with a state yet to be made look on."""
+    quiet = tuple(h if h.init is None else Handler(sites=h.sites, visit=_pass) for h in handlers)
+    log = Log(types=True)
 
     def trace(args: Any, kwargs: Any) -> None:
         tap, _ = _open(quiet, [()] * len(quiet), log)
@@ -102,15 +103,17 @@ def _pass(site: Any, value: Any, state: Any, data: Any, layer_slice: Any, tap: A
 def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
     known = set(log.visited) | log.on_demand
     faults = []
-    for handler in handlers:
+    for i, handler in enumerate(handlers):
+        reached = [log.visited[name] for j, name in log.reached if j == i]
         for pattern in handler.sites:
-            seen = any(matches(Handler(sites=(pattern,), visit=_pass), s.name, s.on_demand) for s in log.visited.values())
+            seen = any(matches((pattern,), s.name, s.on_demand) for s in reached)
             if not seen:
                 what = "no site matches the glob" if is_glob(pattern) else "the function never visits site"
                 faults.append(f"{what} {pattern!r}. {closest(pattern, known)}")
     if faults:
         raise UnvisitedSiteError(
-            " ".join(dict.fromkeys(faults)) + " List them with jaxinterp.sites(fn, *args). (A glob finds no on-demand site: name "
+            " ".join(dict.fromkeys(faults))
+            + " List them with jaxinterp.sites(fn, *args). (A glob finds no on-demand site: name "
             "it in full.)"
         )
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import SiteTypeError
@@ -44,6 +46,13 @@ class SiteShape(NamedTuple):
     dtype: np.dtype
     n_layers: int | None
     on_demand: bool
+    like: jax.ShapeDtypeStruct | None = None
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Float32 zeros for a state that rides along: in `shard_map` they vary over the mesh as the site's value does."""
+        return (
+            jnp.zeros(shape, jnp.float32) if self.like is None else jnp.zeros_like(self.like, jnp.float32, shape=shape)
+        )
 
     @property
     def stacked_shape(self) -> tuple[int, ...]:
@@ -87,11 +96,9 @@ def is_glob(pattern: str) -> bool:
     return any(c in pattern for c in "*?[")
 
 
-def matches(handler: Handler, name: str, on_demand: bool) -> bool:
-    """Whether a handler visits the site `name`."""
-    return any(
-        p == name or (not on_demand and is_glob(p) and fnmatchcase(name, p)) for p in handler.sites
-    )
+def matches(patterns: tuple[str, ...], name: str, on_demand: bool) -> bool:
+    """Whether a handler of these names and globs visits the site `name`."""
+    return any(p == name or (not on_demand and is_glob(p) and fnmatchcase(name, p)) for p in patterns)
 
 
 _DEFAULT_AXES = {1: "B", 2: "BD", 3: "BTD", 4: "BTHE"}

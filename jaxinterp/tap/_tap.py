@@ -9,33 +9,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import get_opaque_trace_state
 
-from jaxinterp._errors import DuplicateSiteError, InputError, SiteTypeError, TapScopeError
-from jaxinterp._typing import Array, PyTree
-from jaxinterp.tap._records import Place, Records, buffer, from_loop, slot
+from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScopeError
+from jaxinterp._typing import PyTree
+from jaxinterp.tap._loops import layer_rows, rolled, unrolled
+from jaxinterp.tap._records import Place, Records
+from jaxinterp.tap._scope import Scope
 from jaxinterp.tap._site import Handler, Site, SiteShape, axes_of, matches
 
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before jax 0.10
+    from jax.core import get_opaque_trace_state  # type: ignore[attr-defined,no-redef]
+
 Value = TypeVar("Value")
-
-
-class Log:
-    """What one trace of a function saw: shared by all taps of a `run`."""
-
-    def __init__(self, *, everything: bool = False):
-        self.visited: dict[str, SiteShape] = {}
-        self.on_demand: set[str] = set()
-        self.everything = everything
-
-
-class _Scope:
-    """What belongs to one JAX trace: the states, and the values emitted so far."""
-
-    def __init__(self, states: Sequence[PyTree], log: Log):
-        self.states = list(states)
-        self.records = Records()
-        self.log = log
-        self.trace = get_opaque_trace_state()
 
 
 class Tap:
@@ -47,7 +34,7 @@ class Tap:
     def __init__(
         self,
         handlers: tuple[Handler, ...] = (),
-        scope: _Scope | None = None,
+        scope: Scope | None = None,
         *,
         site: Site = Site(name="", axes=""),
         slices: Sequence[PyTree] = (),
@@ -80,18 +67,21 @@ class Tap:
         if self._scope is None:
             return value
         scope = self._enter(name)
+        value = jnp.asarray(value)  # type: ignore[assignment]
         site = self._site._replace(name=name, axes=axes_of(name, jnp.ndim(value), axes))  # type: ignore[arg-type]
         on_demand = name in scope.log.on_demand
         scope.log.visited[name] = SiteShape(
-            name, site.axes, jnp.shape(value), jnp.result_type(value), site.n_layers, on_demand  # type: ignore[arg-type]
-        )
+            name, site.axes, jnp.shape(value), jnp.result_type(value), site.n_layers, on_demand,  # type: ignore[arg-type]
+            jax.eval_shape(lambda v: v, value) if scope.log.types else None,
+        )  # fmt: skip
         for i in range(self._start, len(self._handlers)):
             handler = self._handlers[i]
-            if matches(handler, name, on_demand):
+            if matches(handler.sites, name, on_demand):
+                scope.log.reached.add((i, name))
                 value = self._visit(i, handler, site, value, scope)
         return value
 
-    def _visit(self, i: int, handler: Handler, site: Site, value: Any, scope: _Scope) -> Any:
+    def _visit(self, i: int, handler: Handler, site: Site, value: Any, scope: Scope) -> Any:
         right = self._replace(start=i + 1)
         before = jax.typeof(value)
         value, scope.states[i], emitted = handler.visit(
@@ -105,10 +95,10 @@ class Tap:
                 "for example with .astype(value.dtype)."
             )
         if emitted is not None:
-            scope.records.add(handler.prefix + self._prefix + site.name, emitted, site.layer, handler.layers)
+            scope.records.add(self._prefix + handler.prefix + site.name, emitted, site.layer, handler.layers)
         return value
 
-    def _enter(self, name: str) -> _Scope:
+    def _enter(self, name: str) -> Scope:
         assert self._scope is not None
         if get_opaque_trace_state() != self._scope.trace:
             raise TapScopeError(
@@ -138,8 +128,11 @@ class Tap:
             raise InputError("tap.at takes layer and n_layers together, so that a layer out of range can be told.")
         changes: dict[str, Any] = dict(site=self._site._replace(**place), prefix=self._prefix + prefix)
         if (layer := place.get("layer")) is not None:
-            rows = [_rows(h, layer, 1, place["n_layers"]) for h in self._handlers]
-            changes["slices"] = jax.tree.map(lambda leaf: leaf[0], rows)
+            n = place["n_layers"]
+            if isinstance(layer, int) and not 0 <= layer < n:
+                raise SiteIndexError(f"tap.at(layer={layer}, n_layers={n}): legal are 0 to {n - 1}.")
+            rows = [layer_rows(h, 0, n, n) for h in self._handlers]
+            changes["slices"] = jax.tree.map(lambda leaf: jnp.asarray(leaf)[layer], rows)
         return self._replace(**changes)
 
     def scan(
@@ -176,12 +169,12 @@ class Tap:
             return lax.scan(lambda c, x: body(c, x, tap=self), carry, xs, length=n, unroll=n if unroll else 1)
         scope = self._enter(f"tap.scan over {axis}")
         layered = axis == "layer"
-        total = first + n if total is None else total
-        slices = [_rows(h, first, n, total) if layered else None for h in self._handlers]
+        depth = first + n if total is None else total
+        slices = [layer_rows(h, first, n, depth) if layered else None for h in self._handlers]
 
         def step(index: Any, carry: Any, states: Any, x: Any, slices: Any) -> tuple[Any, Any, Any, Records]:
-            inner = _Scope(states, scope.log)
-            place = dict(layer=index, n_layers=total) if layered else dict(step=index)
+            inner = Scope(states, scope.log)
+            place = dict(layer=index, n_layers=depth) if layered else dict(step=index)
             t = self._replace(
                 scope=inner, site=self._site._replace(**place), slices=slices if layered else self._slices, prefix=""
             )
@@ -190,10 +183,10 @@ class Tap:
 
         layers = range(first, first + n)
         if unroll and layered:
-            carry, states, ys, records = _unrolled(step, carry, scope.states, xs, slices, layers)
+            carry, states, ys, records = unrolled(step, carry, scope.states, xs, slices, layers)
         else:
             partial = any(h.layers is not None for h in self._handlers)
-            carry, states, ys, records = _rolled(
+            carry, states, ys, records = rolled(
                 step, carry, scope.states, xs, slices, layers if layered else None, n, partial, n if unroll else 1
             )
         scope.states = list(states)
@@ -204,7 +197,8 @@ class Tap:
         """Enters a transformation: `tap.lift(jax.checkpoint)(fn)(*args)`, where `fn` takes the keyword `tap`.
 
         `transform` turns a function of positional arguments into another one of the same (`jax.checkpoint`, `jax.jit`,
-        `functools.partial(jax.vmap, in_axes=...)`, `jax.named_call`). Under vmap, what is emitted has the mapped axis in front.
+        `functools.partial(jax.vmap, in_axes=...)`, `jax.named_call`). Under vmap, what is emitted has the mapped axis in front,
+        behind L.
         """
 
         def lifted(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,22 +207,27 @@ class Tap:
             scope = self._enter("tap.lift")
 
             def call(*args: Any) -> Any:
-                places: dict[str, Any] = {}
+                places: dict[str, Place] = {}
+                ranks: dict[str, PyTree] = {}
 
                 def pure(*a: Any) -> Any:
-                    inner = _Scope(scope.states, scope.log)
+                    inner = Scope(scope.states, scope.log)
                     out = fn(*a, tap=self._replace(scope=inner, prefix=""))
                     values, found = inner.records.collapse()
                     places.update(found)
+                    ranks.update(jax.tree.map(jnp.ndim, values))
                     return out, inner.states, values
 
                 out, states, values = transform(pure)(*args)
-                if jax.tree.map(jnp.shape, states) != jax.tree.map(jnp.shape, scope.states):
+                if _shapes(states) != _shapes(scope.states):
                     raise TapScopeError(
                         "a handler with state (statistics) was lifted through a transformation that adds an axis (vmap). "
                         "Use it outside of that transformation, or capture with of=... instead."
                     )
                 scope.states = list(states)
+                for name, place in places.items():
+                    if place.layers is not None:
+                        values[name] = jax.tree.map(_layers_first, values[name], ranks[name])
                 scope.records.restore(values, places, prefix=self._prefix)
                 return out
 
@@ -237,56 +236,14 @@ class Tap:
         return lifted
 
 
+def _shapes(states: PyTree) -> list[tuple[int, ...]]:
+    return [jnp.shape(leaf) for leaf in jax.tree.leaves(states)]
+
+
+def _layers_first(value: Any, rank: int) -> Any:
+    """Puts the axis of layers in front of what vmap added to a value of `rank` axes."""
+    return jnp.moveaxis(value, value.ndim - rank, 0)
+
+
 IDENTITY = Tap()
 """The tap without handlers: every site is `jax.ad_checkpoint.checkpoint_name`, and nothing else is computed."""
-
-
-def _rows(handler: Handler, first: int, n: int, total: int) -> PyTree:
-    """The layers first .. first+n-1 of a handler's per_layer leaves; None for a leaf that has no axis of layers."""
-    return jax.tree.map(
-        lambda leaf: leaf[first : first + n] if jnp.ndim(leaf) and leaf.shape[0] == total else None, handler.per_layer
-    )
-
-
-def _unrolled(step: Any, carry: Any, states: Any, xs: Any, slices: Any, layers: Sequence[int]) -> Any:
-    """Straight code, one copy for each layer, whose index is static."""
-    ys, all_records = [], Records()
-    for i, layer in enumerate(layers):
-        x, s = jax.tree.map(lambda leaf: leaf[i], (xs, slices))  # noqa: B023
-        carry, states, y, records = step(layer, carry, states, x, s)
-        ys.append(y)
-        all_records.merge(records)
-    return carry, states, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys), all_records
-
-
-def _rolled(
-    step: Any, carry: Any, states: Any, xs: Any, slices: Any, layers: Sequence[int] | None, length: int, partial: bool, unroll: int
-) -> Any:
-    """One lax.scan. What is kept at some layers only is written into a buffer that rides in the carry."""
-    places: dict[str, Place] = {}
-
-    def body(c: Any, inp: Any) -> Any:
-        carry, states, buffers = c
-        index, x, s = inp
-        carry, states, y, records = step(index, carry, states, x, s)
-        values, found = records.collapse()
-        places.update(found)
-        part = {k: values.pop(k) for k, place in found.items() if layers is not None and place.keep is not None}
-        if buffers is None:
-            return (carry, states, None), (y, values, part)
-        for k, v in part.items():
-            row = slot(found[k].keep or (), index, layers or ())
-            buffers[k] = jax.tree.map(lambda b, a: b.at[row].set(a, mode="drop"), buffers[k], v)  # noqa: B023
-        return (carry, states, buffers), (y, values, {})
-
-    indices = jnp.arange(length, dtype=jnp.int32) + (layers[0] if layers else 0)
-    inputs, buffers = (indices, xs, slices), None
-    if partial and layers is not None:
-        first = jax.tree.map(lambda leaf: leaf[0], inputs)
-        _, (_, _, part) = jax.eval_shape(body, (carry, states, None), first)
-        buffers = {
-            k: jax.tree.map(lambda a: buffer(a, places[k].keep or (), layers), v)  # noqa: B023
-            for k, v in part.items()
-        }
-    (carry, states, buffers), (ys, whole, _) = lax.scan(body, (carry, states, buffers), inputs, unroll=unroll)
-    return carry, states, ys, from_loop(whole, buffers or {}, places, layers)

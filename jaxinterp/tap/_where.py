@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,12 +20,12 @@ Where = Mapping[str, Any]
 _LETTERS = {"head": "HK", "position": "T"}
 
 
-def make_where(*, layer: Any = None, head: Any = None, position: Any = None, feature: Any = None) -> dict[str, Array]:
+def make_where(*, layer: Any = None, head: Any = None, position: Any = None, feature: Any = None) -> dict[str, Any]:
     """Checks a selection and turns it into arrays.
 
     Args:
         layer, head, feature: an int, a sequence of ints or an int array [n], static or traced; None: all.
-        position: the same, or [B, n] for positions that differ by example. Absolute, counted from each example's first real token.
+        position: the same, or [B, n] for positions that differ by example. Absolute, from each example's first real token.
 
     Raises:
         SiteIndexError: a negative index whose value is known.
@@ -35,19 +36,33 @@ def make_where(*, layer: Any = None, head: Any = None, position: Any = None, fea
     for key, value in given.items():
         if value is None:
             continue
-        array = value if hasattr(value, "dtype") else np.asarray(value if np.ndim(value) else int(value), np.int32)
+        array = value if hasattr(value, "dtype") else _array(value)
+        if array.size == 0:
+            raise SiteIndexError(f"{key}={value!r} selects nothing. Leave the handler out, or give at least one index.")
         if not jnp.issubdtype(array.dtype, jnp.integer):
-            raise SiteTypeError(f"{key}={value!r} is of dtype {array.dtype}; give an int, a list of ints or an integer array.")
+            raise SiteTypeError(
+                f"{key}={value!r} is of dtype {array.dtype}; give an int, a list of ints or an integer array."
+            )
         if array.ndim > (2 if key == "position" else 1):
             shapes = "[], [n] or [B, n]" if key == "position" else "[] or [n]"
             raise SiteTypeError(f"{key} has shape {array.shape}; legal: {shapes}.")
-        if not is_traced(array) and array.size and int(np.min(np.asarray(array))) < 0:
+        if not is_traced(array) and np.asarray(array).min() < 0:
             raise SiteIndexError(
                 f"{key}={np.asarray(array).tolist()} is negative. Indices count from 0; positions from each example's first "
                 "real token, so that the last of T tokens is T - 1."
             )
         where[key] = jnp.asarray(array, jnp.int32) if is_traced(array) else np.asarray(array, np.int32)
     return where
+
+
+def _array(value: Any) -> Any:
+    """A list may hold tracers."""
+    return jnp.asarray(value) if any(map(is_traced, jax.tree.leaves(value))) else np.asarray(value)
+
+
+def spread(x: Array, value: Array) -> Array:
+    """`x`, of as many axes, broadcast to the shape of `value` (and to its sharding, where mesh axes are explicit)."""
+    return jnp.where(jnp.ones((1,) * value.ndim, bool), x, value)
 
 
 def select(where: Where, site: Site, value: Array, new: Array) -> Array:
@@ -87,12 +102,11 @@ def _masks(where: Where, site: Site, value: Array) -> tuple[Array | None, Array 
         shape = [1] * value.ndim
         if key == "position":
             hit, wrong = _position_mask(index, site, value.shape[axis])
-            batch = site.axes.find("B")
-            if batch >= 0:
-                shape[batch] = hit.shape[0]
-            shape[axis] = hit.shape[1]
+            if hit.shape[0] > 1:
+                shape[_batch_axis(site, value, hit.shape[0])] = hit.shape[0]
             if wrong is not None:
-                wrong = wrong.reshape([shape[i] if i == batch else 1 for i in range(value.ndim)]) if wrong.ndim else wrong
+                wrong = wrong.reshape([n if n == wrong.size else 1 for n in shape])
+            shape[axis] = hit.shape[1]
         else:
             size = value.shape[axis]
             wrong = _out_of_range(index, size, key, site)
@@ -118,9 +132,21 @@ def axis_of(key: str, site: Site) -> int:
     )
 
 
+def _batch_axis(site: Site, value: Array, examples: int) -> int:
+    axis = site.axes.find("B")
+    if axis < 0 or value.shape[axis] != examples:
+        raise SiteTypeError(
+            f"positions for {examples} examples at site {site.name!r}, whose value has shape {list(value.shape)} (axes "
+            f"{site.axes}). Give [n], the same for all, or [B, n] with one row an example."
+        )
+    return axis
+
+
 def _layer_mask(index: Any, site: Site) -> tuple[Any, Any]:
     if site.layer is None or site.n_layers is None:
-        raise SiteTypeError(f"site {site.name!r} is not in a layer, so layer={index} cannot be selected. Leave layer out.")
+        raise SiteTypeError(
+            f"site {site.name!r} is not in a layer, so layer={index} cannot be selected. Leave layer out."
+        )
     wrong = _out_of_range(index, site.n_layers, "layer", site)
     return (jnp.asarray(site.layer, jnp.int32) == jnp.reshape(index, (-1,))).any(), wrong
 
@@ -128,7 +154,7 @@ def _layer_mask(index: Any, site: Site) -> tuple[Any, Any]:
 def _out_of_range(index: Any, size: int, key: str, site: Site) -> Bool[Array, ""] | None:
     if is_traced(index):
         return ((index < 0) | (index >= size)).any()
-    if np.size(index) and int(np.max(index)) >= size:
+    if np.max(index) >= size:
         raise SiteIndexError(
             f"{key}={np.asarray(index).tolist()} at site {site.name!r}, which has {size} "
             f"{'layers' if key == 'layer' else key + 's'}: legal are 0 to {size - 1}."
@@ -142,20 +168,26 @@ def row_positions(site: Site, rows: int) -> Int[Array, "B T"]:
 
 
 def _position_mask(index: Any, site: Site, rows: int) -> tuple[Any, Any]:
-    """([B or 1, T] rows that are meant, [] or [B] whether some position does not exist)."""
-    positions = row_positions(site, rows)
-    extent = rows if site.extent is None else site.extent
-    wrong: Any = None
-    if is_traced(index) or not isinstance(extent, int):
-        limit = extent if isinstance(extent, int) or np.ndim(index) != 2 else jnp.reshape(extent, (-1, 1))
-        if np.ndim(index) == 2 or isinstance(extent, int):
-            wrong = (index < 0) | (index >= limit)
-            wrong = wrong.any(-1) if np.ndim(index) == 2 else wrong.any()
-        else:
-            flat = jnp.reshape(index, (1, -1))
-            wrong = ((flat < 0) | (flat >= jnp.reshape(extent, (-1, 1)))).any(-1)
-    else:
-        _out_of_range(index, extent, "position", site)
-    index = jnp.asarray(index)
-    index = index[:, None, :] if index.ndim == 2 else index.reshape(1, 1, -1)
-    return (positions[..., None] == index).any(-1), wrong
+    """([B or 1, T] rows that are meant, [B or 1] whether some position does not exist, or None where that is known)."""
+    index = index if np.ndim(index) == 2 else index.reshape(1, -1)
+    limit = position_limit(site, rows)
+    hit = (row_positions(site, rows)[:, :, None] == index[:, None, :]).any(-1)
+    if is_traced(index) or is_traced(limit):
+        return hit, ((index < 0) | (index >= limit)).any(-1)
+    check_positions(index, site, limit)
+    return hit, None
+
+
+def position_limit(site: Site, rows: int) -> Any:
+    """How many positions each example has, [B or 1, 1]; a numpy array where that is known."""
+    extent: Any = rows if site.extent is None else site.extent
+    return (extent if is_traced(extent) else np.asarray(extent)).reshape(-1, 1)
+
+
+def check_positions(index: np.ndarray, site: Site, limit: np.ndarray) -> None:
+    """Refuses positions, [B or 1, n], of which some example has none; `limit` is how many it has, [B or 1, 1]."""
+    if np.any(index >= limit):
+        raise SiteIndexError(
+            f"position={np.asarray(index).tolist()} at site {site.name!r}, which has {limit.ravel().tolist()} "
+            "positions (by example). Legal are 0 to one less; they count from each example's first real token."
+        )

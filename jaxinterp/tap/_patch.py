@@ -1,0 +1,141 @@
+"""Edits that bring values: patch and add."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp._errors import InputError, SiteTypeError
+from jaxinterp._tree import is_traced
+from jaxinterp._typing import Array
+from jaxinterp.tap._edit import Edit
+from jaxinterp.tap._site import Handler, Site
+from jaxinterp.tap._where import make_where, row_positions, spread
+
+
+def _patch(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
+    return _operand(site, value, data, layer_slice)
+
+
+def patch(site: str, value: Any = None, *, per_layer: Any = None, **where: Any) -> Handler:
+    """Replaces the value of a site, whole or at some indices.
+
+    Args:
+        site: a name or glob.
+        value: broadcastable to the site's value (its shape, a mean over the batch, a scalar).
+        per_layer: the same with a leading L axis, as captures have it: layer l gets `per_layer[l]`.
+        **where: `layer`, `head`, `position`, `feature` (see `edit`).
+
+    Example:
+        >>> import jax.numpy as jnp, jaxinterp as ji
+        >>> f = ji.run(lambda x, *, tap: tap("x", x), ji.patch("x", jnp.zeros(3), feature=[0, 2]))
+        >>> f(jnp.ones((1, 3)))[0]
+        Array([[0., 1., 0.]], dtype=float32)
+
+    Source: activation patching; Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262).
+    """
+    return _make(_patch, site, value, per_layer, where)
+
+
+def _add(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
+    operand, covered = _operand(site, value, data, layer_slice)
+    return value + jnp.asarray(data["coefficient"], value.dtype) * operand, covered
+
+
+def add(site: str, value: Any = None, *, per_layer: Any = None, coefficient: Any = 1.0, **where: Any) -> Handler:
+    """Adds `coefficient * value` to a site: steering.
+
+    Args:
+        site: a name or glob.
+        value, per_layer: see `patch`.
+        coefficient: a number or scalar array; differentiable.
+        **where: see `edit`.
+    """
+    return _make(_add, site, value, per_layer, where, coefficient=coefficient)
+
+
+def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str, Any], **data: Any) -> Handler:
+    if (value is None) == (per_layer is None):
+        raise InputError(
+            f"the edit of {site!r} needs exactly one of value (broadcast to the site) and per_layer (with a leading layer axis, "
+            "as captures have it)."
+        )
+    array = value if per_layer is None else per_layer
+    if not hasattr(array, "dtype") and np.ndim(array):
+        array = np.asarray(array, np.float32)
+    if not is_traced(array):
+        with jax.ensure_compile_time_eval():
+            if bool(jnp.isnan(array).any()):
+                raise InputError(
+                    f"the value to put into {site!r} has NaN in it; a patch from it could not be told from an error."
+                )
+    return Handler(
+        sites=(site,),
+        visit=Edit(change),
+        data={"where": make_where(**where), "value": array if per_layer is None else None, **data},
+        per_layer=array if per_layer is not None else None,
+    )
+
+
+def _operand(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
+    """The edit's array at this visit, broadcast to the value; and the rows that it covers, where it does not cover all."""
+    operand = data["value"] if layer_slice is None else layer_slice
+    if operand is None:
+        raise SiteTypeError(
+            f"the edit at site {site.name!r} brings per_layer values, but "
+            + (
+                "the site is in no layer: give value=."
+                if site.layer is None
+                else f"their leading axis is not the {site.n_layers} layers."
+            )
+        )
+    operand = jnp.asarray(operand)
+    if operand.weak_type:  # a Python number
+        operand = operand.astype(value.dtype)
+    if operand.dtype != value.dtype:
+        raise SiteTypeError(
+            f"the edit at site {site.name!r} brings values of dtype {operand.dtype}, but the site is {value.dtype}. "
+            f"Cast them: value.astype('{value.dtype}')."
+        )
+    operand, covered = _rows(site, value, operand)
+    try:
+        fits = np.broadcast_shapes(operand.shape, value.shape) == value.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        hint = (
+            " A stacked capture (leading layer axis) goes in as per_layer=." if operand.ndim == value.ndim + 1 else ""
+        )
+        raise SiteTypeError(
+            f"the edit at site {site.name!r} brings values of shape {list(operand.shape)}, which do not broadcast to the site's "
+            f"{list(value.shape)} (axes {site.axes}).{hint}"
+        )
+    missing = tuple(range(value.ndim - operand.ndim))
+    return spread(jnp.expand_dims(operand, missing), value), covered
+
+
+def _rows(site: Site, value: Array, operand: Array) -> tuple[Array, Array | None]:
+    """In decoding, the rows of `operand` (all positions of a run) that are present in `value`."""
+    if "T" not in site.axes or not isinstance(site.extent, int):
+        return operand, None
+    rows = value.shape[site.axes.index("T")]
+    axis = operand.ndim - (value.ndim - site.axes.index("T"))
+    if rows == site.extent or axis < 0 or operand.shape[axis] in (1, rows):
+        return operand, None
+    size = operand.shape[axis]
+    positions = row_positions(site, rows)
+    index = jnp.clip(positions, 0, size - 1)
+    batch = operand.shape[0] if axis > 0 else 1
+    index = jnp.broadcast_to(index, (max(batch, index.shape[0]), rows)) if axis > 0 else index
+    taken = (
+        jnp.take_along_axis(operand, index.reshape(index.shape + (1,) * (operand.ndim - 2)), axis=1)
+        if axis == 1
+        else jnp.take(operand, index[0], axis=axis)
+    )
+    shape = [1] * value.ndim
+    shape[0], shape[site.axes.index("T")] = positions.shape[0], rows
+    return taken, ((positions >= 0) & (positions < size)).reshape(shape)

@@ -1,0 +1,87 @@
+"""Configs refuse what contradicts itself, all faults in one message."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+from tests.tiny import BASE
+
+
+def make(**changes):
+    return ji.TransformerConfig(**(BASE | changes))
+
+
+def untyped(cls, **fields):
+    """What a caller gets without a type checker, which in this session would be the first to object."""
+    config = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        object.__setattr__(config, field.name, fields.get(field.name, field.default))
+    config.__post_init__()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(act_fn="swish"), "act_fn='swish'; legal: 'relu', 'gelu', 'gelu_new', 'silu'"),
+        (dict(normalization_type="LNPre"), "legal: 'LN', 'RMS', None"),
+        (dict(positional_embedding_type="shortformer"), "legal: 'standard', 'rotary', 'none'"),
+        (dict(attention_dir="left"), "legal: 'causal', 'bidirectional'"),
+        (dict(precision="float64"), "legal: 'default', 'high', 'highest'"),
+        (dict(n_layers=0), "n_layers=0 must be at least 1"),
+        (dict(n_key_value_heads=0), "n_key_value_heads=0 must be at least 1"),
+        (dict(n_key_value_heads=3), "n_heads=4 is not a multiple of n_key_value_heads=3"),
+        (dict(d_mlp=None), "attn_only=False contradicts d_mlp=None"),
+        (dict(attn_only=True), "attn_only=True contradicts d_mlp=12"),
+        (dict(positional_embedding_type="rotary", rotary_dim=3), "rotary_dim=3 must be even"),
+        (dict(positional_embedding_type="rotary", rotary_dim=6), "at most d_head=4"),
+        (dict(positional_embedding_type="rotary", d_head=3), "must be even"),
+        (dict(rotary_dim=2), "rotary_dim=2.*'standard'"),
+        (dict(gated_mlp=True, attn_only=True, d_mlp=None), "gated_mlp"),
+        (dict(tie_word_embeddings=True, d_vocab_out=7), "tie_word_embeddings"),
+        (dict(eps=-1.0), "eps=-1.0"),
+    ],
+)
+def test_a_contradiction_is_an_error(changes, message):
+    with pytest.raises(ji.ConfigError, match=message):
+        untyped(ji.TransformerConfig, **(BASE | changes))
+
+
+def test_all_faults_are_told_together():
+    with pytest.raises(ji.ConfigError, match="d_model=0.*multiple.*tie_word"):
+        make(d_model=0, n_key_value_heads=3, tie_word_embeddings=True, d_vocab_out=7)
+
+
+def test_scaling_is_checked():
+    for changes in (dict(kind="yarn"), dict(factor=0.0), dict(low_freq_factor=4.0)):
+        with pytest.raises(ji.ConfigError):
+            untyped(ji.RotaryScaling, **(dict(kind="llama3", factor=8.0) | changes))
+
+
+def test_a_config_is_frozen_and_hashable():
+    config = make(positional_embedding_type="rotary", rotary_scaling=ji.RotaryScaling(kind="linear", factor=2.0))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.n_layers = 7
+    assert hash(config) == hash(dataclasses.replace(config)) and config != make()
+
+
+def test_derived_sizes():
+    config = make()
+    assert (config.key_value_heads, config.outputs, config.rotary_features, config.score_scale) == (4, 11, 0, 0.5)
+    config = make(n_key_value_heads=2, d_vocab_out=3, positional_embedding_type="rotary", rotary_dim=2, attn_scale=0.1)
+    assert (config.key_value_heads, config.outputs, config.rotary_features, config.score_scale) == (2, 3, 2, 0.1)
+
+
+def test_frequencies_follow_the_scaling():
+    rotary = dict(positional_embedding_type="rotary", d_head=64)
+    plain = make(**rotary).frequencies()
+    np.testing.assert_allclose(
+        make(**rotary, rotary_scaling=ji.RotaryScaling(kind="linear", factor=4.0)).frequencies(), plain / 4
+    )
+    stretched = make(
+        **rotary, rotary_scaling=ji.RotaryScaling(kind="llama3", factor=8.0, original_n_ctx=64)
+    ).frequencies()
+    np.testing.assert_allclose(stretched[0], plain[0])
+    np.testing.assert_allclose(stretched[-1], plain[-1] / 8, rtol=1e-6)
