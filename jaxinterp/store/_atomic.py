@@ -77,7 +77,9 @@ def atomic_folder(path: str | os.PathLike[str], *, replace: bool = False) -> Ite
         if final.exists() and not final.is_dir():
             raise NotADirectoryError(f"{final} is a file")
         if not replace and final.is_dir() and any(final.iterdir()):
-            raise SaveError(f"{final} exists and is not empty: nothing was written. Choose another folder, or empty this one first.")
+            raise SaveError(
+                f"{final} exists and is not empty: nothing was written. Choose another folder, or empty this one first."
+            )
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
@@ -99,8 +101,8 @@ def _explained(final: Path, temporary: Path) -> Iterator[None]:
         _remove(temporary)
         reason = error.strerror or str(error)
         raise SaveError(
-            f"Could not write {final}: {reason}. Nothing was left under that name that was not there before. "
-            "Free some space or choose a place that you may write to, and save again."
+            f"Could not write {final}: {reason}. Nothing was left under that name that was not there before. Free "
+            "some space or choose a place that you may write to, and save again."
         ) from error
     except BaseException:
         _remove(temporary)

@@ -5,6 +5,7 @@ from jaxinterp.weights._family import Family
 from jaxinterp.weights._language_model import LanguageModel
 from jaxinterp.weights._load import load
 from jaxinterp.weights._prediction import PredictedToken, Prediction
+from jaxinterp.weights._save import save
 from jaxinterp.weights._tokenizer import Tokenizer
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "Prediction",
     "Tokenizer",
     "load",
+    "save",
 ]

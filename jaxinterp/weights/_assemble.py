@@ -1,6 +1,7 @@
 """Tensors of a checkpoint to parameters: one stack of layers at a time, converted as it is filled."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ from jaxinterp.weights._mapping import Fitted, Place, unflatten
 LEGAL_DTYPES = ("float32", "bfloat16", "float16")
 
 
-def legal_dtype(dtype: object) -> np.dtype:
+def legal_dtype(dtype: Any) -> np.dtype:
     """`dtype` as numpy's; an error unless parameters may have it."""
     try:
         result = jnp.dtype(dtype)
@@ -28,7 +29,8 @@ def legal_dtype(dtype: object) -> np.dtype:
 def assemble(checkpoint: Checkpoint, fitted: Fitted, config: TransformerConfig, dtype: np.dtype) -> Params:
     """The parameters of a model, read from its checkpoint.
 
-    Beside the result itself, no more than the stack that is being filled is in memory; the files are mapped, not read.
+    Beside the result itself, no more than the stack that is being filled is in memory; the files are mapped, not
+    read.
 
     Args:
         checkpoint: the opened folder, whose tensors fit (see `check`).
@@ -44,15 +46,16 @@ def assemble(checkpoint: Checkpoint, fitted: Fitted, config: TransformerConfig, 
         stacks = [np.empty((len(place.names),) * place.layered + shape, dtype) for shape in place.shapes]
         for layer, name in enumerate(place.names):
             tensor = checkpoint.read(*entries[name])
-            fault = _non_finite(tensor, dtype)
+            fault = value_fault(tensor, dtype)
             if fault:
                 faults.append(f"{name} ({fault})")
             _fill(stacks, place, layer, tensor)
         flat |= {path: jnp.asarray(stack) for path, stack in zip(place.paths, stacks, strict=True)}
     if faults:
         raise WeightsError(
-            f"The weights in {checkpoint.folder} are not all finite numbers: {', '.join(faults)}. A model with such weights gives NaN for "
-            "every prompt. Load an earlier checkpoint, or, where values are too large for float16, load as float32 or bfloat16."
+            f"The weights in {checkpoint.folder} are not all finite numbers: {', '.join(faults)}. A model with such "
+            "weights gives NaN for every prompt. Load an earlier checkpoint, or, where values are too large for "
+            "float16, load as float32 or bfloat16."
         )
     return unflatten(config, flat)
 
@@ -63,8 +66,8 @@ def _fill(stacks: Sequence[np.ndarray], place: Place, layer: int, tensor: np.nda
             (stack[layer] if place.layered else stack)[...] = part
 
 
-def _non_finite(tensor: np.ndarray, dtype: np.dtype) -> str:
-    """What is not finite in a tensor, or will not be as `dtype`; empty where all is well."""
+def value_fault(tensor: np.ndarray, dtype: np.dtype) -> str:
+    """What is not finite in an array, or would not be as `dtype`; empty where all is well."""
     finite = np.isfinite(tensor)
     if not finite.all():
         nan = int(np.isnan(tensor).sum())
@@ -96,7 +99,12 @@ def read_buffers(checkpoint: Checkpoint, fitted: Fitted, config: TransformerConf
         if name in entries:
             value, twin = checkpoint.read(*entries[name]), checkpoint.read(*entries[other])
             if value.shape != twin.shape or value.dtype != twin.dtype or not np.array_equal(value, twin):
-                faults.append(f"{name}: the config ties it to {other}, and it differs (untied weights need tie_word_embeddings = false)")
+                faults.append(
+                    f"{name}: the config ties it to {other}, and it differs (untied weights need tie_word_embeddings = false)"
+                )
     if faults:
-        raise WeightsError(f"Tensors in {checkpoint.folder} contradict its config.json: {'; '.join(faults)}. Use the config.json of these weights.")
+        raise WeightsError(
+            f"Tensors in {checkpoint.folder} contradict its config.json: {'; '.join(faults)}. Use the config.json of "
+            "these weights."
+        )
     return kept

@@ -86,10 +86,14 @@ def _shard_files(folder: Path) -> tuple[list[str], bytes | None, dict[str, str]]
         text, table = read_json(folder / INDEX, "")
         placed = table.get("weight_map")
         if not isinstance(placed, dict) or not placed or any(not isinstance(file, str) for file in placed.values()):
-            raise WeightsError(f"{folder / INDEX} has no weight_map from tensor names to files. Download or copy the file again.")
+            raise WeightsError(
+                f"{folder / INDEX} has no weight_map from tensor names to files. Download or copy the file again."
+            )
         outside = sorted({file for file in placed.values() if Path(file).name != file or "\\" in file})
         if outside:
-            raise WeightsError(f"{folder / INDEX} names files outside of its folder: {', '.join(outside)}. Only plain file names are read.")
+            raise WeightsError(
+                f"{folder / INDEX} names files outside of its folder: {', '.join(outside)}. Only plain file names are read."
+            )
         return sorted(set(placed.values())), text, placed
     if (folder / SINGLE).is_file():
         return [SINGLE], None, {}
@@ -102,17 +106,21 @@ def _no_weights(folder: Path) -> Exception:
         return WeightsError(pickle_message(folder, pickles))
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     hint = f" It holds {', '.join(others)}: rename the file, or add the index." if others else ""
-    return MissingFileError(f"{folder} has neither {SINGLE} nor {INDEX}: there are no weights to load.{hint}")
+    return MissingFileError(
+        f"{folder} has neither {SINGLE} nor {INDEX}: there are no weights to load.{hint} Weights of another kind "
+        "(pytorch_model.bin on a model's page of the hub, say) are converted to safetensors first."
+    )
 
 
 def pickle_message(folder: Path, pickles: list[str]) -> str:
     """Why pickles are not opened, and how to convert them."""
     return (
-        f"{folder} holds its weights as {', '.join(pickles)}. Such a file is a pickle, which can run any program when it is opened, so "
-        "jaxinterp never opens one. Convert it where you trust it, in an environment with torch and transformers:\n"
-        "  python -c \"from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\"\n"
-        f"then copy tokenizer.json and tokenizer_config.json beside the result and load '{folder.name}-safetensors'."
+        f"{folder} holds its weights as {', '.join(pickles)}. Such a file is a pickle, which can run any program "
+        "when it is opened, so jaxinterp never opens one. Convert it where you trust it, in an environment with "
+        "torch and transformers:\n"
+        '  python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder.name}-safetensors')\"\nthen copy tokenizer.json and "
+        f"tokenizer_config.json beside the result and load '{folder.name}-safetensors'."
     )
 
 
@@ -127,6 +135,10 @@ def _check_index(folder: Path, shards: tuple[Shard, ...], placed: dict[str, str]
             seen[entry.name] = shard.file
     for name, file in placed.items():
         if seen.get(name) != file:
-            faults.append(f"{name} should stand in {file} and {'stands in ' + seen[name] if name in seen else 'is in no shard'}")
+            faults.append(
+                f"{name} should stand in {file} and {'stands in ' + seen[name] if name in seen else 'is in no shard'}"
+            )
     if faults:
-        raise WeightsError(f"The shards in {folder} do not fit {INDEX}: {'; '.join(faults)}. Download all of them again from one place.")
+        raise WeightsError(
+            f"The shards in {folder} do not fit {INDEX}: {'; '.join(faults)}. Download all of them again from one place."
+        )

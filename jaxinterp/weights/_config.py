@@ -16,22 +16,27 @@ COMMON_FIELDS: dict[str, Field] = {
 """Fields that every Hugging Face config may have and that would change the computation."""
 
 COMMON_HARMLESS = frozenset(
-    # what the file is and what wrote it
-    """_name_or_path architectures model_type torch_dtype dtype transformers_version tokenizer_class
-    _attn_implementation_autoset attn_implementation finetuning_task task_specific_params problem_type id2label label2id _num_labels
-    is_decoder prefix"""
-    # special tokens (the tokenizer's own files rule)
-    """ bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id"""
-    # what a call returns, how it is computed, and settings of training
-    """ use_cache output_past output_attentions output_hidden_states return_dict torchscript use_bfloat16 tf_legacy_loss
-    chunk_size_feed_forward gradient_checkpointing"""
-    # settings of sampling that old files keep here
-    """ max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
-    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens""".split()
+    """
+    _name_or_path architectures model_type torch_dtype dtype transformers_version tokenizer_class
+    _attn_implementation_autoset attn_implementation finetuning_task task_specific_params problem_type id2label label2id
+    _num_labels is_decoder prefix
+
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+
+    use_cache output_past output_attentions output_hidden_states return_dict torchscript use_bfloat16 tf_legacy_loss
+    chunk_size_feed_forward gradient_checkpointing
+
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()
 )
-"""Fields that every Hugging Face config may have and that leave the computation as it is."""
+"""Fields that every Hugging Face config may have and that leave the computation as it is.
+
+In order: what the file is and what wrote it; special tokens (the tokenizer's own files rule); what a call returns and
+how it is computed; settings of sampling that old files keep here.
+"""
 
 ACTIVATIONS = {
     "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu",
@@ -47,8 +52,8 @@ def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
         family: the table to read it by.
 
     Raises:
-        ConfigError: an architecture of another kind, unknown fields, values that are not implemented, or values of a wrong kind: all
-            of them are named.
+        ConfigError: an architecture of another kind, unknown fields, values that are not implemented, or values of a
+            wrong kind: all of them are named.
     """
     _check_architectures(raw, family)
     faults: list[str] = []
@@ -58,8 +63,9 @@ def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
         faults.append(f"not understood, and might change the computation: {listed}")
     values = {}
     for name, field in family.fields.items():
-        values[name] = raw.get(name, field.default)
-        faults.extend(_faults_of(name, field, raw.get(name, field.default)))
+        value = raw.get(name, field.default)
+        faults.extend(_faults_of(name, field, value))
+        values[name] = float(value) if field.kind == NUMBER and isinstance(value, int) else value
     arguments = family.config(values, faults) if not faults else {}
     if not faults:
         try:
@@ -67,9 +73,10 @@ def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
         except ConfigError as error:
             faults.append(str(error))
     raise ConfigError(
-        f"This config.json of a {family.model_type!r} model cannot be followed exactly:\n  " + "\n  ".join(faults)
-        + "\nA model that is computed otherwise than it was trained gives wrong findings, so nothing was loaded. If a field truly does not "
-        "matter for your checkpoint, remove it from a copy of its config.json."
+        f"This config.json of a {family.model_type!r} model cannot be followed exactly:\n  "
+        + "\n  ".join(faults)
+        + "\nA model that is computed otherwise than it was trained gives wrong findings, so nothing was "
+        "loaded. If a field truly does not matter for your checkpoint, remove it from a copy of its config.json."
     )
 
 
@@ -78,8 +85,8 @@ def _check_architectures(raw: dict[str, Any], family: Family) -> None:
     other = [name for name in named if name not in family.architectures]
     if other:
         raise ConfigError(
-            f"The config is of architecture {', '.join(map(str, other))}, which is not supported. "
-            f"Supported for model_type {family.model_type!r}: {', '.join(family.architectures) or 'none is named'}."
+            f"The config is of architecture {', '.join(map(str, other))}, which is not supported. Supported for "
+            f"model_type {family.model_type!r}: {', '.join(family.architectures) or 'none is named'}."
         )
 
 
@@ -103,5 +110,3 @@ def _is_kind(value: Any, kind: str) -> bool:
     if kind == NUMBER:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, {TEXT: str, TABLE: dict}[kind])
-
-

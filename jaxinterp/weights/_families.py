@@ -18,10 +18,16 @@ def find_family(raw: dict[str, Any]) -> Family:
         ConfigError: it names none, or one that is not supported. The message says which are.
     """
     model_type = raw.get("model_type")
-    supported = "; ".join(f"{f.model_type} ({', '.join(f.architectures) or 'our own format'})" for f in FAMILIES.values())
+    supported = "; ".join(
+        f"{f.model_type} ({', '.join(f.architectures) or 'our own format'})" for f in FAMILIES.values()
+    )
     if model_type is None:
-        raise ConfigError(f"config.json has no model_type, so what the model computes is not known. Supported: {supported}.")
+        raise ConfigError(
+            f"config.json has no model_type, so what the model computes is not known. Supported: {supported}."
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         named = ", ".join(map(str, raw.get("architectures") or [])) or "none named"
-        raise ConfigError(f"Models of type {model_type!r} (architecture: {named}) are not supported. Supported: {supported}.")
+        raise ConfigError(
+            f"Models of type {model_type!r} (architecture: {named}) are not supported. Supported: {supported}."
+        )
     return FAMILIES[model_type]

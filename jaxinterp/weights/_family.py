@@ -2,7 +2,8 @@
 
 A `Family` says how its config.json reads (`fields`, `harmless`, `config`) and how its tensors map to our parameters
 (`rows`, `buffers`, `twins`). Everything else (reading, checking, reporting, writing back) is done from the table by
-`_config.py` and `_mapping.py`, the same for all. A new family is one new file with one table, and one line in `_families.py`.
+`_config.py` and `_mapping.py`, the same for all. A new family is one new file with one table, and one line in
+`_families.py`.
 """
 
 import dataclasses
@@ -26,7 +27,8 @@ class Field(NamedTuple):
 
     Attributes:
         kind: what its value is: one of `COUNT`, `NUMBER`, `FLAG`, `TEXT`, `TABLE`.
-        default: what its absence means (in the reference implementation), or `REQUIRED`. A default of None allows null.
+        default: what its absence means (in the reference implementation), or `REQUIRED`. A default of None allows
+            null.
         accepted: the values that are implemented; empty means all of that kind.
         nullable: whether null is legal beside that kind although it is not the default.
     """
@@ -41,10 +43,11 @@ class Row(NamedTuple):
     """One line of a name map.
 
     Attributes:
-        paths: our parameter, as its keys joined by dots ("blocks.attn.W_Q"), or several that one tensor holds. Rows whose
-            parameters the model does not have are left out. The path "*" stands for each parameter that the model has.
-        name: the tensor's name. "{layer}" is the layer's number (without it the parameter is not split into layers), "{prefix}" one of
-            the family's prefixes, "{path}" our own path.
+        paths: our parameter, as its keys joined by dots ("blocks.attn.W_Q"), or several that one tensor holds. Rows
+            whose parameters the model does not have are left out. The path "*" stands for each parameter that the
+            model has.
+        name: the tensor's name. "{layer}" is the layer's number (without it the parameter is not split into layers),
+            "{prefix}" one of the family's prefixes, "{path}" our own path.
         transform: how the tensor holds the parameter.
     """
 
@@ -81,12 +84,14 @@ class Family:
         architectures: the values of `architectures` that this table describes.
         fields: the config fields that are understood.
         harmless: the config fields that do not change the computation.
-        config: the arguments of `TransformerConfig`, from the fields' values; it appends to the list what it cannot translate.
+        config: the arguments of `TransformerConfig`, from the fields' values; it appends to the list what it cannot
+            translate.
+        describe: the fields of a config.json for a config: the inverse of `config`, as far as the family can say it
+            (`save` reads the result back and compares).
         rows: the name map.
         prefixes: what may stand before the names of the model's body.
         buffers: tensors that are checked and kept, but are no parameters.
         twins: tensors that may stand a second time under tied weights.
-        describe: the inverse of `config` and `fields`, where a config can be written from nothing.
     """
 
     model_type: str
@@ -94,8 +99,8 @@ class Family:
     fields: Mapping[str, Field]
     harmless: frozenset[str]
     config: Callable[[dict[str, Any], list[str]], dict[str, Any]]
+    describe: Callable[[TransformerConfig], dict[str, Any]]
     rows: tuple[Row, ...]
     prefixes: tuple[str, ...] = ("",)
     buffers: tuple[Buffer, ...] = ()
     twins: tuple[Twin, ...] = ()
-    describe: Callable[[TransformerConfig], dict[str, Any]] | None = None

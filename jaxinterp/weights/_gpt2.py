@@ -28,7 +28,7 @@ FIELDS: dict[str, Field] = {
 }
 HARMLESS = COMMON_HARMLESS | frozenset(
     """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout""".split()
+    summary_first_dropout n_special predict_special_tokens""".split()
 )
 ROWS = (
     Row("embed.W_E", "{prefix}wte.weight"),
@@ -36,7 +36,11 @@ ROWS = (
     Row("blocks.ln1.w", "{prefix}h.{layer}.ln_1.weight"),
     Row("blocks.ln1.b", "{prefix}h.{layer}.ln_1.bias"),
     Row(("blocks.attn.W_Q", "blocks.attn.W_K", "blocks.attn.W_V"), "{prefix}h.{layer}.attn.c_attn.weight", fused_heads),
-    Row(("blocks.attn.b_Q", "blocks.attn.b_K", "blocks.attn.b_V"), "{prefix}h.{layer}.attn.c_attn.bias", fused_head_biases),
+    Row(
+        ("blocks.attn.b_Q", "blocks.attn.b_K", "blocks.attn.b_V"),
+        "{prefix}h.{layer}.attn.c_attn.bias",
+        fused_head_biases,
+    ),
     Row("blocks.attn.W_O", "{prefix}h.{layer}.attn.c_proj.weight", flat_heads),
     Row("blocks.attn.b_O", "{prefix}h.{layer}.attn.c_proj.bias"),
     Row("blocks.ln2.w", "{prefix}h.{layer}.ln_2.weight"),
@@ -67,11 +71,27 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
         "d_mlp": values["n_inner"] or 4 * width,
         "act_fn": ACTIVATIONS[values["activation_function"]],
         "normalization_type": "LN",
-        "eps": float(values["layer_norm_epsilon"]),
+        "eps": values["layer_norm_epsilon"],
         "positional_embedding_type": "standard",
         "attn_scale": None if values["scale_attn_weights"] else 1.0,
         "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": float(values["initializer_range"]),
+        "initializer_range": values["initializer_range"],
+    }
+
+
+def _describe(config: TransformerConfig) -> dict[str, Any]:
+    return {
+        "vocab_size": config.d_vocab,
+        "n_positions": config.n_ctx,
+        "n_embd": config.d_model,
+        "n_layer": config.n_layers,
+        "n_head": config.n_heads,
+        "n_inner": config.d_mlp,
+        "activation_function": config.act_fn,
+        "layer_norm_epsilon": config.eps,
+        "initializer_range": config.initializer_range,
+        "scale_attn_weights": config.attn_scale != 1.0,
+        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -95,6 +115,7 @@ GPT2 = Family(
     fields=FIELDS,
     harmless=HARMLESS,
     config=_config,
+    describe=_describe,
     rows=ROWS,
     prefixes=("transformer.", ""),
     buffers=(

@@ -26,13 +26,20 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> tuple[Pat
     path = Path(folder_or_hub_id).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise ConfigError(f"revision = {revision!r} is for models of the hub; {path} is a local folder, which has only what is in it.")
+            raise ConfigError(
+                f"revision = {revision!r} is for models of the hub; {path} is a local folder, which has only what is in it."
+            )
         return path, None
     if path.is_file():
-        raise MissingFileError(f"{path} is a file. Give the folder that holds it, with config.json and tokenizer.json beside it: {str(path.parent)!r}.")
+        raise MissingFileError(
+            f"{path} is a file. Give the folder that holds it, with config.json and tokenizer.json beside it: "
+            f"{str(path.parent)!r}."
+        )
     name = str(folder_or_hub_id)
     if not _HUB_ID.fullmatch(name):
-        raise MissingFileError(f"There is no folder {name!r}, and a model of the hub is named 'owner/model'. Check the path from {Path.cwd()}.")
+        raise MissingFileError(
+            f"There is no folder {name!r}, and a model of the hub is named 'owner/model'. Check the path from {Path.cwd()}."
+        )
     folder = _fetch(name, revision, SMALL_FILES)
     _fetch(name, revision, _shards(folder))
     return folder, folder.name
@@ -56,14 +63,15 @@ def _fetch(name: str, revision: str | None, patterns: Any) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise MissingFileError(
-            f"There is no folder {name!r}, and the hub does not give a model of that name{_at(revision)}: {_first_line(error)} "
-            "A gated or private model needs `hf auth login` first. For a local checkpoint give the path of its folder."
+            f"There is no folder {name!r}, and the hub does not give a model of that name{_at(revision)}: "
+            f"{_first_line(error)} A gated or private model needs `hf auth login` first. For a local checkpoint give "
+            "the path of its folder."
         ) from error
     except Exception as error:  # no network in its many shapes: the clients' errors share no base
         raise MissingFileError(
             f"There is no folder {name!r}, and the hub could not be reached for a model of that name{_at(revision)} "
-            f"({type(error).__name__}: {_first_line(error)}) Without a network, load a folder: on a machine with one, run "
-            f"`hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER')."
+            f"({type(error).__name__}: {_first_line(error)}) Without a network, load a folder: on a machine with "
+            f"one, run `hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER')."
         ) from error
 
 

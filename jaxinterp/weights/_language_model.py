@@ -17,7 +17,7 @@ from jaxinterp.tap import Handler, SiteTable, capture, run, sites
 from jaxinterp.weights._prediction import PredictedToken, Prediction, top_rows
 from jaxinterp.weights._tokenizer import Tokenizer
 
-Prompt = str | Sequence[str] | Sequence[int] | np.ndarray | jax.Array
+Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | np.ndarray | jax.Array
 """What the methods read: a text, several texts of equal token length, or token ids [T] or [B, T]."""
 
 
@@ -25,8 +25,8 @@ Prompt = str | Sequence[str] | Sequence[int] | np.ndarray | jax.Array
 class LanguageModel:
     """A model with its parameters and tokenizer, as `load` gives it.
 
-    It holds nothing that `model.forward(params, tokens)` does not take: use `model` and `params` under `jax.jit`, and this for
-    the questions that begin and end with text. To change a part, `dataclasses.replace(lm, params=...)`.
+    It holds nothing that `model.forward(params, tokens)` does not take: use `model` and `params` under `jax.jit`, and
+    this for the questions that begin and end with text. To change a part, `dataclasses.replace(lm, params=...)`.
 
     Attributes:
         model: the pure functions.
@@ -58,8 +58,8 @@ class LanguageModel:
         count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
         bos = "no tokenizer" if self.tokenizer is None else f"prepend_bos={self.tokenizer.prepend_bos}"
         return (
-            f"LanguageModel({self.source.get('name', 'unnamed')!r}, {count:,} parameters, {c.n_layers} layers, {c.n_heads} heads, "
-            f"d_model={c.d_model}, n_ctx={c.n_ctx}, d_vocab={c.d_vocab}, {bos})"
+            f"LanguageModel({self.source.get('name', 'unnamed')!r}, {count:,} parameters, {c.n_layers} layers, "
+            f"{c.n_heads} heads, d_model={c.d_model}, n_ctx={c.n_ctx}, d_vocab={c.d_vocab}, {bos})"
         )
 
     def encode(self, text: str | Sequence[str], *, prepend_bos: bool | None = None) -> Int[Array, "B T"]:
@@ -70,21 +70,27 @@ class LanguageModel:
             prepend_bos: whether BOS stands in front; None follows the tokenizer's policy.
 
         Raises:
-            TokenError: an empty text, texts of different lengths, more tokens than the context, ids the model does not have.
+            TokenError: an empty text, texts of different lengths, more tokens than the context, ids the model does
+                not have.
         """
         texts = [text] if isinstance(text, str) else list(text)
         rows = [self._encode_one(t, prepend_bos) for t in texts]
         lengths = {len(row) for row in rows}
         if len(lengths) != 1:
             shown = "".join(f"\n  {len(row)} tokens: {self._tokenizer.str_tokens(row)}" for row in rows)
-            raise TokenError(f"Texts encoded together must have equally many tokens (or use encode_padded):{shown or ' there are none'}")
+            raise TokenError(
+                f"Texts encoded together must have equally many tokens (or use encode_padded):{shown or ' there are none'}"
+            )
         return self._checked(jnp.asarray(rows, jnp.int32))
 
-    def encode_padded(self, texts: Sequence[str], *, prepend_bos: bool | None = None) -> tuple[Int[Array, "B T"], Array]:
+    def encode_padded(
+        self, texts: Sequence[str], *, prepend_bos: bool | None = None
+    ) -> tuple[Int[Array, "B T"], Array]:
         """Texts of any lengths, padded on the left to the longest.
 
         Returns:
-            The ids int32 [B, T], and the mask bool [B, T] that is True at real tokens; pass both: `forward(params, ids, mask=mask)`.
+            The ids int32 [B, T], and the mask bool [B, T] that is True at real tokens; pass both: `forward(params,
+            ids, mask=mask)`.
         """
         rows = [self._encode_one(text, prepend_bos) for text in texts]
         longest = max(map(len, rows), default=0)
@@ -96,12 +102,16 @@ class LanguageModel:
         """The text of token ids [T] or [1, T]; one BOS in front is dropped."""
         ids = np.asarray(ids)
         if ids.ndim > 1 and ids.size != ids.shape[-1]:
-            raise InputError(f"decode takes the ids of one text, and got shape {ids.shape}. For several: [lm.decode(row) for row in ids].")
+            raise InputError(
+                f"decode takes the ids of one text, and got shape {ids.shape}. For several: [lm.decode(row) for row in ids]."
+            )
         return self._tokenizer.decode(ids.reshape(-1))
 
-    def str_tokens(self, text: str | Sequence[int] | np.ndarray | jax.Array, *, prepend_bos: bool | None = None) -> list[str]:
+    def str_tokens(
+        self, text_or_ids: str | Sequence[int] | np.ndarray | jax.Array, *, prepend_bos: bool | None = None
+    ) -> list[str]:
         """Each token of a text (BOS by the policy) or of ids, as readable text."""
-        return self._tokenizer.str_tokens(text, prepend_bos=prepend_bos)
+        return self._tokenizer.str_tokens(text_or_ids, prepend_bos=prepend_bos)
 
     def answer_token(self, prompt: str, answer: str, *, prepend_bos: bool | None = None) -> int:
         """The one token by which `answer` (" She") continues `prompt`; see `Tokenizer.answer_token`."""
@@ -132,7 +142,8 @@ class LanguageModel:
         )
 
     def generate(
-        self, prompt: Prompt, max_new_tokens: int = 50, *, temperature: float = 0.0, key: PRNGKeyArray | None = None, seed: int = 0,
+        self, prompt: Prompt, max_new_tokens: int = 50, *, temperature: float = 0.0, key: PRNGKeyArray | None = None,
+        seed: int = 0,
         prepend_bos: bool | None = None, handlers: Sequence[Handler] = (),
     ) -> str:  # fmt: skip
         """Continues a prompt, up to the end-of-text token where the model writes one.
@@ -151,12 +162,18 @@ class LanguageModel:
         """
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
-            raise InputError(f"generate continues one prompt, and got {tokens.shape[0]}: use jaxinterp.generate for a batch of ids.")
+            raise InputError(
+                f"generate continues one prompt, and got {tokens.shape[0]}: use jaxinterp.models.generate for a batch."
+            )
         check_tokens(self.config, tokens, new=max_new_tokens)
-        out = _generate(
-            self.model, self.params, tokens, max_new_tokens, float(temperature), jax.random.key(seed) if key is None else key, tuple(handlers)
-        )
-        ids = np.asarray(out[0]).tolist()
+        if not temperature >= 0:
+            raise InputError(
+                f"temperature = {temperature} is not legal: give 0 for the most likely token, or a number above."
+            )
+        if temperature > 0 and key is None:
+            key = jax.random.key(seed)
+        heat = jnp.float32(temperature) if temperature > 0 else None
+        ids = _generate(self.model, self.params, tokens, max_new_tokens, heat, key, tuple(handlers))
         start = tokens.shape[1]
         end = self._tokenizer.eos_id
         return self.decode(ids[: ids.index(end, start)] if end is not None and end in ids[start:] else ids)
@@ -201,7 +218,9 @@ class LanguageModel:
             return self.encode(prompt, prepend_bos=prepend_bos)  # pyright: ignore[reportArgumentType]
         ids = jnp.asarray(np.asarray(prompt, np.int32 if len(prompt) == 0 else None))
         if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise InputError(f"A prompt is text, or integer ids of shape [T] or [B, T]; got {ids.dtype}{list(ids.shape)}.")
+            raise InputError(
+                f"A prompt is text, or integer ids of shape [T] or [B, T]; got {ids.dtype}{list(ids.shape)}."
+            )
         return self._checked(jnp.atleast_2d(ids).astype(jnp.int32))
 
     @property
@@ -216,7 +235,11 @@ class LanguageModel:
     def _encode_one(self, text: str, prepend_bos: bool | None) -> list[int]:
         if text == "":
             bos = self._tokenizer.bos_id
-            hint = "" if bos is None else f" To start from BOS alone, pass its text, {self._tokenizer.str_tokens([bos])[0]!r}."
+            hint = (
+                ""
+                if bos is None
+                else f" To start from BOS alone, pass its text, {self._tokenizer.str_tokens([bos])[0]!r}."
+            )
             raise TokenError(f"The prompt is empty. Give at least one character.{hint}")
         return self._tokenizer.encode(text, prepend_bos=prepend_bos)
 
@@ -236,13 +259,41 @@ def _forward_impl(model: Model, params: Params, tokens: Array, handlers: tuple[H
 
 
 def _generate_impl(
-    model: Model, params: Params, tokens: Array, new: int, temperature: float, key: Any, handlers: tuple[Handler, ...]
+    model: Model,
+    params: Params,
+    tokens: Array,
+    new: int,
+    temperature: Array | None,
+    key: Any,
+    handlers: tuple[Handler, ...],
 ) -> Array:
     def call(params: Params, tokens: Array, *, tap: Any) -> Array:
-        return generate(model, params, tokens, max_new_tokens=new, temperature=temperature, key=key, tap=tap)
+        heat = 0.0 if temperature is None else temperature
+        return generate(model, params, tokens, max_new_tokens=new, temperature=heat, key=key, tap=tap)
 
     return run(call, *handlers)(params, tokens)[0]
 
 
-_forward = jax.jit(_forward_impl, static_argnums=0)
-_generate = jax.jit(_generate_impl, static_argnums=(0, 3, 4))
+_jitted_forward = jax.jit(_forward_impl, static_argnums=0)
+_jitted_generate = jax.jit(_generate_impl, static_argnums=(0, 3))
+
+
+def _forward(model: Model, params: Params, tokens: Array, handlers: tuple[Handler, ...]) -> Any:
+    """One compiled program for all edits of a kind. An abstract trace first: there, indices out of range are an error."""
+    if handlers:
+        jax.eval_shape(lambda p, t: _forward_impl(model, p, t, handlers), params, tokens)
+    return _jitted_forward(model, params, tokens, handlers)
+
+
+def _generate(
+    model: Model, params: Params, tokens: Array, new: int, temperature: Any, key: Any, handlers: tuple[Handler, ...]
+) -> list[int]:
+    """As `_forward`; the ids, which are all real ones."""
+    if handlers:
+        jax.eval_shape(lambda p, t: _generate_impl(model, p, t, new, temperature, key, handlers), params, tokens)
+    ids = np.asarray(_jitted_generate(model, params, tokens, new, temperature, key, handlers)[0]).tolist()
+    if min(ids) < 0:
+        raise InputError(
+            f"after {ids.index(-1)} tokens the logits were NaN. Is there NaN in the weights, or in what a handler puts in?"
+        )
+    return ids

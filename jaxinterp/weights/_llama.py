@@ -29,6 +29,7 @@ FIELDS: dict[str, Field] = {
     "rope_scaling": Field(TABLE, None),
     "rope_parameters": Field(TABLE, None),
     "partial_rotary_factor": Field(NUMBER, None, (None, 1.0)),
+    "rope_interleaved": Field(FLAG, False, (False,)),
 }
 ROWS = (
     Row("embed.W_E", "{prefix}embed_tokens.weight"),
@@ -68,7 +69,9 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     width, heads = values["hidden_size"], values["num_attention_heads"]
     key_value_heads = values["num_key_value_heads"] or heads
     if values["head_dim"] is None and width % heads:
-        faults.append(f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and there is no head_dim")
+        faults.append(
+            f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and there is no head_dim"
+        )
     if heads % key_value_heads:
         faults.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {key_value_heads}")
     base, scaling = _rotary(values, faults)
@@ -84,7 +87,7 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
         "act_fn": ACTIVATIONS[values["hidden_act"]],
         "gated_mlp": True,
         "normalization_type": "RMS",
-        "eps": float(values["rms_norm_eps"]),
+        "eps": values["rms_norm_eps"],
         "positional_embedding_type": "rotary",
         "rotary_base": base,
         "rotary_scaling": scaling,
@@ -92,7 +95,7 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
         "attention_output_bias": values["attention_bias"],
         "mlp_bias": values["mlp_bias"],
         "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": float(values["initializer_range"]),
+        "initializer_range": values["initializer_range"],
     }
 
 
@@ -111,7 +114,9 @@ def _rotary(values: dict[str, Any], faults: list[str]) -> tuple[float, RotarySca
     kinds = {table.pop(key) for key in ("rope_type", "type") if key in table} or {"default"}
     kind = min(kinds, key=str)
     if len(kinds) > 1 or kind not in SCALINGS:
-        faults.append(f"RoPE scaling of type {' and '.join(sorted(map(str, kinds)))} is not implemented; {', '.join(SCALINGS)} are")
+        faults.append(
+            f"RoPE scaling of type {' and '.join(sorted(map(str, kinds)))} is not implemented; {', '.join(SCALINGS)} are"
+        )
         return 0.0, None
     renamed = SCALINGS[kind]
     wrong = [f"{key} = {table[key]!r} is not understood" for key in table if key not in renamed]
@@ -124,13 +129,40 @@ def _rotary(values: dict[str, Any], faults: list[str]) -> tuple[float, RotarySca
     if wrong:
         faults.append(f"in its RoPE scaling of type {kind}: " + ", ".join(wrong))
         return 0.0, None
-    arguments = {ours: (int if ours == "original_n_ctx" else float)(table[key]) for key, ours in renamed.items()}
+    number = {"original_n_ctx": int}
+    arguments: dict[str, Any] = {ours: number.get(ours, float)(table[key]) for key, ours in renamed.items()}
     return float(theta), RotaryScaling(kind=kind, **arguments) if renamed else None
+
+
+def _describe(config: TransformerConfig) -> dict[str, Any]:
+    scaling = config.rotary_scaling
+    renamed = {} if scaling is None else SCALINGS[scaling.kind]
+    table = None if scaling is None else {"rope_type": scaling.kind}
+    return {
+        "vocab_size": config.d_vocab,
+        "max_position_embeddings": config.n_ctx,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.key_value_heads,
+        "head_dim": config.d_head,
+        "intermediate_size": config.d_mlp,
+        "hidden_act": config.act_fn,
+        "rms_norm_eps": config.eps,
+        "initializer_range": config.initializer_range,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "rope_theta": config.rotary_base,
+        "rope_scaling": table and table | {theirs: getattr(scaling, ours) for theirs, ours in renamed.items()},
+    }
 
 
 def _frequencies_fault(value: np.ndarray, config: TransformerConfig) -> str | None:
     plain = config.rotary_base ** -(np.arange(0, config.d_head, 2) / config.d_head)
-    if config.rotary_scaling is not None or (value.shape == plain.shape and np.allclose(value.astype(np.float64), plain, rtol=1e-2)):
+    if config.rotary_scaling is not None or (
+        value.shape == plain.shape and np.allclose(value.astype(np.float64), plain, rtol=1e-2)
+    ):
         return None
     return "its values are not the rotary frequencies of the config"
 
@@ -139,8 +171,9 @@ LLAMA = Family(
     model_type="llama",
     architectures=("LlamaForCausalLM", "LlamaModel"),
     fields=FIELDS,
-    harmless=COMMON_HARMLESS | {"attention_dropout", "pretraining_tp"},
+    harmless=COMMON_HARMLESS | {"attention_dropout", "pretraining_tp", "max_sequence_length", "is_llama_config"},
     config=_config,
+    describe=_describe,
     rows=ROWS,
     prefixes=("model.", ""),
     buffers=(

@@ -1,44 +1,24 @@
 """A checkpoint folder, or a model of the hub, to a `LanguageModel`."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp.models import Model
 from jaxinterp.weights._assemble import assemble, legal_dtype, read_buffers
-from jaxinterp.weights._checkpoint import Shard, open_checkpoint
+from jaxinterp.weights._checkpoint import open_checkpoint
 from jaxinterp.weights._config import translate
 from jaxinterp.weights._families import find_family
 from jaxinterp.weights._hub import find_folder
 from jaxinterp.weights._language_model import LanguageModel
+from jaxinterp.weights._layout import Layout
 from jaxinterp.weights._mapping import check, fit
 from jaxinterp.weights._tokenizer import Tokenizer
 
 OTHER_FILES = ("generation_config.json",)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """The files that a model came from, as far as `save` needs them to write the same ones back.
-
-    Attributes:
-        config_text: config.json, byte for byte.
-        index_text: the index of the shards, byte for byte; None for a single file.
-        shards: the headers of the safetensors files.
-        buffers: the tensors that are no parameters.
-        other_files: files beside the weights that are kept as they are.
-    """
-
-    config_text: bytes
-    index_text: bytes | None
-    shards: tuple[Shard, ...]
-    buffers: Mapping[str, np.ndarray]
-    other_files: Mapping[str, bytes]
 
 
 def load(
@@ -51,16 +31,19 @@ def load(
 ) -> LanguageModel:
     """Loads a language model from a folder or from the Hugging Face hub.
 
-    The folder holds config.json, model.safetensors (or its shards and their index) and tokenizer.json. Pickles are never opened, and no
-    code of the checkpoint is run. Families: GPT-2, Llama 2/3/3.1+ and jaxinterp's own format; a config field that changes the
-    computation and is not understood is an error.
+    The folder holds config.json, model.safetensors (or its shards and their index) and tokenizer.json. Pickles are
+    never opened, and no code of the checkpoint is run. Families: GPT-2, Llama 2/3/3.1+ and jaxinterp's own format; a
+    config field that changes the computation and is not understood is an error.
 
     Args:
-        folder_or_hub_id: a path, or "owner/model" on the hub (fetched once into its cache, safetensors and JSON files alone).
+        folder_or_hub_id: a path, or "owner/model" on the hub (fetched once into its cache, safetensors and JSON files
+            alone).
         dtype: of the parameters: float32, bfloat16 or float16; the checkpoint's own values are rounded to it.
         revision: branch, tag or commit on the hub.
-        prepend_bos: whether BOS stands before every prompt; None follows the tokenizer's own files (see `Tokenizer.from_folder`).
-        tokenizer: "auto" reads the folder's tokenizer.json; a path reads another folder's; None loads without one, for work on ids alone.
+        prepend_bos: whether BOS stands before every prompt; None follows the tokenizer's own files (see
+            `Tokenizer.from_folder`).
+        tokenizer: "auto" reads the folder's tokenizer.json; a path reads another folder's; None loads without one,
+            for work on ids alone.
 
     Returns:
         The model, its parameters, its tokenizer, and where they came from.
@@ -77,7 +60,9 @@ def load(
         (5, True)
     """
     if prepend_bos is not None and tokenizer is None:
-        raise InputError("prepend_bos is a setting of the tokenizer, and tokenizer=None asks for none. Leave one of them out.")
+        raise InputError(
+            "prepend_bos is a setting of the tokenizer, and tokenizer=None asks for none. Leave one of them out."
+        )
     target = legal_dtype(dtype)
     folder, commit = find_folder(folder_or_hub_id, revision)
     checkpoint = open_checkpoint(folder)
@@ -102,6 +87,7 @@ def load(
             "config": raw,
         },
         layout=Layout(
+            family=family.model_type,
             config_text=checkpoint.config_text,
             index_text=checkpoint.index_text,
             shards=checkpoint.shards,

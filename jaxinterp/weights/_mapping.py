@@ -98,8 +98,8 @@ def _with_prefix(family: Family, config: TransformerConfig, shapes: dict[str, Sh
     forgotten = set(shapes) - {path for place in places for path in place.paths}
     if forgotten:
         raise WeightsError(
-            f"Checkpoints of the family {family.model_type!r} have no tensor for: {', '.join(sorted(forgotten))}. "
-            "A model of another make than the family's is saved with family='jaxinterp'."
+            f"Checkpoints of the family {family.model_type!r} have no tensor for: {', '.join(sorted(forgotten))}. A "
+            "model of another make than the family's is saved with family='jaxinterp'."
         )
     taken = {name for place in places for name in place.names}
     buffers = {named(b.name, layer): b.fault for b in family.buffers for layer in layers}
@@ -119,9 +119,12 @@ def check(fitted: Fitted, entries: Mapping[str, Entry], where: str) -> None:
     """Compares the tensors of a checkpoint with what the model needs, by their headers.
 
     Raises:
-        WeightsError: tensors are missing, unexpected, of another shape or of a dtype that is no plain float: all of them.
+        WeightsError: tensors are missing, unexpected, of another shape or of a dtype that is no plain float: all of
+            them.
     """
-    wanted = {name: (place, place.transform.file_shape(place.shapes)) for place in fitted.places for name in place.names}
+    wanted = {
+        name: (place, place.transform.file_shape(place.shapes)) for place in fitted.places for name in place.names
+    }
     missing = [name for name in wanted if name not in entries]
     unexpected = [n for n in entries if n not in wanted and n not in fitted.buffers and n not in fitted.twins]
     shaped, typed = [], []
@@ -135,12 +138,18 @@ def check(fitted: Fitted, entries: Mapping[str, Entry], where: str) -> None:
         *_section("missing", missing, ", "),
         *_section("unexpected", unexpected, ", "),
         *_section("of another shape than config.json says", shaped, "\n    "),
-        *_section(f"of a dtype that weights cannot have ({', '.join(FLOATS)} can; quantized checkpoints are not supported)", typed, ", "),
+        *_section(
+            f"of a dtype that weights cannot have ({', '.join(FLOATS)} can; quantized checkpoints are not supported)",
+            typed,
+            ", ",
+        ),
     ]
     if faults:
         raise WeightsError(
-            f"The tensors in {where} do not fit its config.json:\n  " + "\n  ".join(faults)
-            + "\nEither the weights and config.json come from different models, or the model is of another make than its config says."
+            f"The tensors in {where} do not fit its config.json:\n  "
+            + "\n  ".join(faults)
+            + "\nEither the weights and config.json come from different models, or the model is of another make "
+            "than its config says."
         )
 
 
@@ -159,7 +168,9 @@ def together(lines: Iterable[str]) -> list[str]:
         key = line if number is None else line[: number.start()] + "\0" + line[number.end() :]
         groups.setdefault(key, []).append(None if number is None else int(number.group()))
     return [
-        key.replace("\0", str(numbers[0]) if len(numbers) == 1 else "{" + _ranges([n for n in numbers if n is not None]) + "}")
+        key.replace(
+            "\0", str(numbers[0]) if len(numbers) == 1 else "{" + _ranges([n for n in numbers if n is not None]) + "}"
+        )
         for key, numbers in groups.items()
     ]
 

@@ -1,7 +1,7 @@
 """jaxinterp's own checkpoints: config.json holds the fields of `TransformerConfig`, and tensors have our names and shapes."""
 
 import dataclasses
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxinterp._errors import ConfigError
 from jaxinterp.models import RotaryScaling, TransformerConfig
@@ -12,10 +12,12 @@ DEFAULTS = {field.name: field.default for field in dataclasses.fields(Transforme
 
 
 def _field(name: str, hint: Any) -> Field:
-    """The rule of one field of `TransformerConfig`: its kind by the annotation, its default as it is there."""
-    kinds = [KINDS[kind] for kind in (hint, *get_args(hint)) if kind in KINDS]
+    """The rule of one field of `TransformerConfig`: its kind and choices by the annotation, its default as it is there."""
+    hints = (hint, *get_args(hint))
+    kinds = [KINDS[kind] for kind in hints if kind in KINDS]
+    choices = tuple(value for part in hints if get_origin(part) is Literal for value in get_args(part))
     default = REQUIRED if DEFAULTS[name] is dataclasses.MISSING else DEFAULTS[name]
-    return Field(kinds[0] if kinds else TEXT, default, nullable=type(None) in get_args(hint))
+    return Field(kinds[0] if kinds else TEXT, default, choices, nullable=type(None) in hints)
 
 
 FIELDS: dict[str, Field] = {
@@ -42,8 +44,8 @@ NATIVE = Family(
     model_type="jaxinterp",
     architectures=(),
     fields=FIELDS,
-    harmless=frozenset({"model_type", "tokenizer"}),
+    harmless=frozenset({"model_type", "tokenizer", "dtype", "bos_token_id", "eos_token_id"}),
     config=_config,
-    rows=(Row("*", "{path}"),),
     describe=_describe,
+    rows=(Row("*", "{path}"),),
 )

@@ -1,9 +1,9 @@
 """One safetensors file: a checked header, tensors read lazily, and the same bytes written back.
 
-A file is eight bytes (the length N of the header, little-endian), N bytes of JSON that give each tensor's dtype, shape
-and place, and the tensors' bytes one after another. Reading is a memory map, so a tensor costs nothing until it is
-used; a header is believed only after every rule of the format was checked against the size of the file. The header's own
-bytes are kept, so a checkpoint can be written back byte for byte.
+A file is eight bytes (the length N of the header, little-endian), N bytes of JSON that give each tensor's dtype,
+shape and place, and the tensors' bytes one after another. Reading is a memory map, so a tensor costs nothing until it
+is used; a header is believed only after every rule of the format was checked against the size of the file. The
+header's own bytes are kept, so a checkpoint can be written back byte for byte.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import WeightsError
@@ -22,8 +22,8 @@ MAX_HEADER = 100_000_000
 """Bytes of the longest legal header; a longer one is corrupt, or meant to exhaust memory."""
 
 DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(jnp.bfloat16),
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn), "F8_E5M2": np.dtype(jnp.float8_e5m2),
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
 }  # fmt: skip
@@ -73,7 +73,9 @@ def read_header(path: Path) -> Header:
         text = file.read(length)
     header = parse_header(text, path)
     if header.size != size - 8 - length:
-        raise _broken(path, f"its tensors should take {header.size:,} bytes, and {size - 8 - length:,} bytes follow the header")
+        raise _broken(
+            path, f"its tensors should take {header.size:,} bytes, and {size - 8 - length:,} bytes follow the header"
+        )
     return header
 
 
@@ -106,7 +108,11 @@ def parse_header(text: bytes, path: Path) -> Header:
     place = 0
     for entry in entries:
         if entry.start != place:
-            raise _broken(path, f"the bytes of {entry.name} start at {entry.start:,} where {place:,} was expected: tensors overlap or leave a gap")
+            raise _broken(
+                path,
+                f"the bytes of {entry.name} start at {entry.start:,} where {place:,} was expected: tensors overlap "
+                "or leave a gap",
+            )
         place = entry.end
     return Header(entries=tuple(entries), text=text)
 
@@ -124,7 +130,9 @@ def _entry(name: str, row: Any) -> Entry:
         raise ValueError("data_offsets is a start and an end")
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != expected:
-        raise ValueError(f"{dtype} of shape {shape} takes {expected:,} bytes, and data_offsets give it {offsets[1] - offsets[0]:,}")
+        raise ValueError(
+            f"{dtype} of shape {shape} takes {expected:,} bytes, and data_offsets give it {offsets[1] - offsets[0]:,}"
+        )
     return Entry(name=name, dtype=dtype, shape=tuple(shape), start=offsets[0], end=offsets[1])
 
 
@@ -152,7 +160,7 @@ def read_tensor(path: Path, header: Header, entry: Entry) -> np.ndarray:
 
 
 def make_header(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> Header:
-    """A header for tensors (name, dtype, shape), laid out in the order given but the wider dtypes first, so that all are aligned."""
+    """A header for tensors (name, dtype, shape), in the order given but wider dtypes first, so that all are aligned."""
     ordered = sorted(tensors, key=lambda t: -DTYPES[t[1]].itemsize)
     entries, place = [], 0
     for name, dtype, shape in ordered:

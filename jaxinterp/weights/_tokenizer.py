@@ -13,7 +13,16 @@ from jaxinterp._errors import ConfigError, MissingFileError, TokenError, Weights
 from jaxinterp.weights._token_text import decoder_kinds, readable
 
 TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-FILES = (TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja")
+FILES = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    SPECIAL_TOKENS,
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+)
 """The files of a tokenizer that are kept, so that they can be written back as they were; the first three are read."""
 
 
@@ -45,8 +54,9 @@ class Tokenizer:
 
         Args:
             folder: holds tokenizer.json and usually tokenizer_config.json.
-            prepend_bos: the BOS policy; None follows the tokenizer's own files: `add_bos_token` of tokenizer_config.json where it is
-                there, else whether the post-processor of tokenizer.json begins with a special token.
+            prepend_bos: the BOS policy; None follows the tokenizer's own files: `add_bos_token` of
+                tokenizer_config.json where it is there, else whether the post-processor of tokenizer.json begins with
+                a special token.
 
         Raises:
             MissingFileError: there is no tokenizer.json.
@@ -66,7 +76,12 @@ class Tokenizer:
 
     @classmethod
     def from_json(
-        cls, tokenizer_json: str, *, bos_token: str | None = None, eos_token: str | None = None, prepend_bos: bool | None = None
+        cls,
+        tokenizer_json: str,
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        prepend_bos: bool | None = None,
     ) -> "Tokenizer":
         """A tokenizer from the text of a tokenizer.json, such as `tokenizers.Tokenizer.to_str()` gives.
 
@@ -76,7 +91,12 @@ class Tokenizer:
             eos_token: the token that ends one, as text.
             prepend_bos: as in `from_folder`. What is given is kept in the saved tokenizer_config.json.
         """
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos_token, "eos_token": eos_token, "add_bos_token": prepend_bos}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_bos_token": prepend_bos,
+        }
         text = json.dumps({key: value for key, value in config.items() if value is not None}, indent=1)
         files = {TOKENIZER: tokenizer_json.encode(), TOKENIZER_CONFIG: text.encode()}
         return cls._from_files(files, TOKENIZER, prepend_bos)
@@ -84,9 +104,12 @@ class Tokenizer:
     @classmethod
     def _from_files(cls, files: dict[str, bytes], where: str, prepend_bos: bool | None) -> "Tokenizer":
         backend = _backend(files[TOKENIZER], where)
-        config = _table(files, TOKENIZER_CONFIG) | {}
+        config = _table(files, TOKENIZER_CONFIG)
         special = _table(files, SPECIAL_TOKENS)
-        ids = {role: _special_id(backend, config.get(role) or special.get(role)) for role in ("bos_token", "eos_token", "pad_token")}
+        ids = {
+            role: _special_id(backend, config.get(role) or special.get(role))
+            for role in ("bos_token", "eos_token", "pad_token")
+        }
         leading = _leading_special(backend)
         bos_id = ids["bos_token"] if leading is None else leading
         policy = leading is not None
@@ -94,11 +117,16 @@ class Tokenizer:
             policy = policy if choice is None else bool(choice)
         if policy and bos_id is None:
             raise ConfigError(
-                f"{where} should prepend BOS (add_bos_token or prepend_bos is true), and names no bos_token. "
-                "Name one in tokenizer_config.json, or pass prepend_bos=False."
+                f"{where} should prepend BOS (add_bos_token or prepend_bos is true), and names no bos_token. Name "
+                "one in tokenizer_config.json, or pass prepend_bos=False."
             )
         return cls(
-            backend=backend, files=files, bos_id=bos_id, eos_id=ids["eos_token"], pad_id=ids["pad_token"], prepend_bos=policy
+            backend=backend,
+            files=files,
+            bos_id=bos_id,
+            eos_id=ids["eos_token"],
+            pad_id=ids["pad_token"],
+            prepend_bos=policy,
         )
 
     def __repr__(self) -> str:
@@ -122,7 +150,8 @@ class Tokenizer:
 
         Args:
             text: any text; the names of special tokens in it become those tokens.
-            prepend_bos: whether BOS stands in front; None follows the policy. A text that begins with BOS gets no second one.
+            prepend_bos: whether BOS stands in front; None follows the policy. A text that begins with BOS gets no
+                second one.
 
         Raises:
             TokenError: BOS is asked for, and the tokenizer has none.
@@ -147,17 +176,18 @@ class Tokenizer:
             listed = listed[1:]
         return self.backend.decode(listed, skip_special_tokens=False)
 
-    def str_tokens(self, text: str | Iterable[Any], *, prepend_bos: bool | None = None) -> list[str]:
+    def str_tokens(self, text_or_ids: str | Iterable[Any], *, prepend_bos: bool | None = None) -> list[str]:
         """Each token as readable text, with real spaces and line breaks in place of a vocabulary's markers.
 
         Args:
-            text: a text, or token ids.
+            text_or_ids: a text, or token ids.
             prepend_bos: as in `encode`, for a text.
 
         Returns:
             One string a token. A token that is part of a character only is shown as its bytes, "<0xE2>".
         """
-        ids = self.encode(text, prepend_bos=prepend_bos) if isinstance(text, str) else self._checked(text)
+        is_text = isinstance(text_or_ids, str)
+        ids = self.encode(text_or_ids, prepend_bos=prepend_bos) if is_text else self._checked(text_or_ids)
         return [self._token(i) for i in ids]
 
     def answer_token(self, prompt: str, answer: str, *, prepend_bos: bool | None = None) -> int:
@@ -169,7 +199,8 @@ class Tokenizer:
             prepend_bos: as in `encode`.
 
         Raises:
-            TokenError: the answer is not one token there, or changes the tokens of the prompt. The message shows the tokens.
+            TokenError: the answer is not one token there, or changes the tokens of the prompt. The message shows the
+                tokens.
         """
         before = self.encode(prompt, prepend_bos=prepend_bos)
         both = self.encode(prompt + answer, prepend_bos=prepend_bos)
@@ -177,14 +208,15 @@ class Tokenizer:
             first = next((i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), len(both))
             raise TokenError(
                 f"The answer {answer!r} changes how the prompt before it is tokenized, from token {first} on: "
-                f"{self.str_tokens(before[first:])} alone, {self.str_tokens(both[first:])} with the answer. "
-                "End the prompt at the end of a word, and begin the answer with the space that follows it."
+                f"{self.str_tokens(before[first:])} alone, {self.str_tokens(both[first:])} with the answer. End the "
+                "prompt at the end of a word, and begin the answer with the space that follows it."
             )
         added = both[len(before) :]
         if len(added) != 1:
             raise TokenError(
-                f"The answer {answer!r} is {len(added)} tokens after this prompt, and must be one: {self.str_tokens(added)}. "
-                "Choose an answer that is a single token, often a common word with its leading space."
+                f"The answer {answer!r} is {len(added)} tokens after this prompt, and must be one: "
+                f"{self.str_tokens(added)}. Choose an answer that is a single token, often a common word with its "
+                "leading space."
             )
         return added[0]
 
@@ -236,8 +268,9 @@ def _leading_special(backend: Any) -> int | None:
 
 def _missing(folder: Path) -> str:
     return (
-        f"{folder} has no tokenizer.json, so text cannot be turned into tokens. Copy it from the model's page on the hub; or make it from older "
-        "files (vocab.json, merges.txt, tokenizer.model) in an environment with transformers: "
-        f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}'). Or load with tokenizer='FOLDER' to take another folder's "
-        "tokenizer, or with tokenizer=None to work with token ids alone."
+        f"{folder} has no tokenizer.json, so text cannot be turned into tokens. Copy it from the model's page on the "
+        "hub; or make it from older files (vocab.json, merges.txt, tokenizer.model) in an environment with "
+        f"transformers: AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}'). Or load with "
+        "tokenizer='FOLDER' to take another folder's tokenizer, or with tokenizer=None to work with token ids "
+        "alone."
     )

@@ -1,8 +1,9 @@
 """Named, reversible steps from a file's tensor to our parameters of one layer.
 
 A `Transform` turns one tensor of a file into one or several parameters (`load`), and back (`save`), by reshapes,
-transpositions, splits and joins alone: no arithmetic, so the round trip is exact to the bit. Shapes are known beforehand
-from the model's own parameters (`file_shape`), which is how a mis-shaped tensor is found before anything is read.
+transpositions, splits and joins alone: no arithmetic, so the round trip is exact to the bit. Shapes are known
+beforehand from the model's own parameters (`file_shape`), which is how a mis-shaped tensor is found before anything
+is read.
 
 Letters: H query or key/value heads, D residual width, E head width, F MLP width, V vocabulary.
 """
@@ -70,7 +71,8 @@ fused_heads = Transform(
     "fused_heads",
     lambda s: (s[0][1], sum(h * e for h, _, e in s)),
     lambda x, s: [
-        part.reshape(d, h, e).transpose(1, 0, 2) for part, (h, d, e) in zip(_split(x, [h * e for h, _, e in s]), s, strict=True)
+        part.reshape(d, h, e).transpose(1, 0, 2)
+        for part, (h, d, e) in zip(_split(x, [h * e for h, _, e in s]), s, strict=True)
     ],
     lambda p: np.concatenate([w.transpose(1, 0, 2).reshape(w.shape[1], -1) for w in p], axis=1),
 )
