@@ -16,14 +16,14 @@ Tokenizers:
     WordTokenizer: one token a word, for symbolic tasks and examples.
 """
 
-from ._from_text import pairs_from_jsonl, pairs_from_text, pairs_from_tokens
-from ._greater_than import GREATER_THAN_TEMPLATES, greater_than
-from ._indirect_objects import INDIRECT_OBJECT_TEMPLATES, indirect_objects
-from ._induction import RepeatedTokens, induction, repeated_tokens
-from ._pairs import PromptPairs
-from ._pronouns import PRONOUN_TEMPLATES, pronouns
-from ._tokens import TokenizerLike
-from ._words import WordTokenizer
+from jaxinterp.tasks._from_text import pairs_from_jsonl, pairs_from_text, pairs_from_tokens
+from jaxinterp.tasks._greater_than import GREATER_THAN_TEMPLATES, greater_than
+from jaxinterp.tasks._indirect_objects import INDIRECT_OBJECT_TEMPLATES, indirect_objects
+from jaxinterp.tasks._induction import RepeatedTokens, induction, repeated_tokens
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._pronouns import PRONOUN_TEMPLATES, pronouns
+from jaxinterp.tasks._tokens import TokenizerLike
+from jaxinterp.tasks._words import WordTokenizer
 
 __all__ = [
     "GREATER_THAN_TEMPLATES",

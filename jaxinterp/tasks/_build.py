@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import JaxinterpError
-
-from ._faults import Fault, answer_faults, pair_faults, raise_faults, role_faults
-from ._pairs import PromptPairs
-from ._tokens import TokenizerLike, check_tokenizer, resolve_bos, side_by_side
+from jaxinterp.tasks._faults import Fault, answer_faults, pair_faults, raise_faults, role_faults
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._tokens import TokenizerLike, check_tokenizer, resolve_bos, side_by_side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

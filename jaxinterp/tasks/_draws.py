@@ -1,7 +1,9 @@
 """Seeded choices of templates and words, in NumPy: texts are made on the host, from a JAX key."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+import collections
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,11 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._tree import is_traced
 
-from ._build import Case
+T = TypeVar("T")
 
 Split = Literal["all", "train", "held_out"]
+
+_ENUMERABLE = 1_000_000
 
 
 def generator(key: Any) -> np.random.Generator:
@@ -54,33 +58,41 @@ def word_list(text: str) -> tuple[str, ...]:
 
 def balanced(rng: np.random.Generator, items: Sequence[Any], n: int) -> list[Any]:
     """`n` items in random order, each as often as the others, give or take one."""
-    rounds = [rng.permutation(len(items)) for _ in range(-(-n // len(items)))]
-    order = np.concatenate(rounds)[:n]
-    return [items[i] for i in rng.permutation(order)]
+    rounds = [rng.permutation(len(items)).tolist() for _ in range(-(-n // len(items)))]
+    order = [index for these in rounds for index in these][:n]
+    return [items[order[i]] for i in rng.permutation(n)]
 
 
-def choose(rng: np.random.Generator, words: Sequence[str], count: int) -> list[str]:
-    """`count` different words, in random order."""
-    return [words[int(i)] for i in rng.choice(len(words), size=count, replace=False)]
+def pick(words: Sequence[str], digits: Sequence[int]) -> list[str]:
+    """Different words, one for each digit: each digit counts in what the ones before have left over."""
+    pool = list(words)
+    return [pool.pop(digit) for digit in digits]
 
 
-def distinct_cases(slots: Sequence[Any], make: Callable[[Any, int], Case], *, tries: int = 200) -> list[Case]:
-    """One case for each slot, no two with the same texts; `make(slot, i)` draws one."""
-    seen: set[tuple[str, str]] = set()
-    cases: list[Case] = []
-    for i, slot in enumerate(slots):
-        for _ in range(tries):
-            case = make(slot, i)
-            if (case.clean, case.corrupt) not in seen:
-                break
-        else:
+def distinct_draws(
+    rng: np.random.Generator, slots: Sequence[T], radices: Sequence[int], *, kind: str
+) -> list[tuple[T, tuple[int, ...]]]:
+    """A random tuple of digits for each slot, below `radices`, no two the same for equal slots; `kind` says what a slot is."""
+    capacity = math.prod(radices)
+    remaining: dict[T, list[tuple[int, ...]]] = {}
+    for slot, count in collections.Counter(slots).items():
+        if count > capacity:
             raise InputError(
-                f"Only {len(cases)} different pairs were found of the {len(slots)} asked for: "
-                "ask for fewer, or give more names or templates."
+                f"{len(slots)} pairs are asked for, {count} of them with one {kind}, but only {capacity} different ones exist "
+                f"for each {kind}: ask for fewer, or give more names or templates."
             )
-        seen.add((case.clean, case.corrupt))
-        cases.append(case)
-    return cases
+        remaining[slot] = _digits(rng, radices, count)
+    return [(slot, remaining[slot].pop()) for slot in slots]
+
+
+def _digits(rng: np.random.Generator, radices: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    if math.prod(radices) <= _ENUMERABLE:
+        codes = rng.choice(math.prod(radices), size=count, replace=False)
+        return list(zip(*(column.tolist() for column in np.unravel_index(codes, radices)), strict=True))
+    found: dict[tuple[int, ...], None] = {}  # in a space this large a repeat is rare
+    while len(found) < count:
+        found[tuple(rng.integers(0, radices).tolist())] = None
+    return list(found)
 
 
 def _describe(key: Any) -> str:

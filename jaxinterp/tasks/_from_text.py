@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxinterp._errors import InputError, MissingFileError, closest
-
-from ._build import Case, Row, assemble, pairs_from_cases
-from ._faults import Fault, answer_faults, pair_faults, raise_faults
-from ._pairs import PromptPairs
-from ._tokens import TokenizerLike
+from jaxinterp.tasks._build import Case, Row, assemble, pairs_from_cases
+from jaxinterp.tasks._faults import Fault, answer_faults, pair_faults, raise_faults
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._tokens import TokenizerLike
 
 _FIELDS = ("clean", "corrupt", "correct", "wrong", "roles", "template")
 
@@ -80,7 +79,7 @@ def pairs_from_text(
 def pairs_from_jsonl(
     path: str | PathLike[str], tokenizer: TokenizerLike, *, prepend_bos: bool | None = None
 ) -> PromptPairs:
-    r"""Prompt pairs from a file with one JSON object a line.
+    """Prompt pairs from a file with one JSON object a line.
 
     Fields: `clean`, `corrupt`, `correct`, `wrong` (an answer or a list of answers), and optionally `roles` (an object:
     name to a part of the clean prompt or a token index) and `template` (a string). Blank lines are skipped.
@@ -98,10 +97,15 @@ def pairs_from_jsonl(
         InputError, TokenError: faulty lines, all reported together with their numbers.
 
     Example:
-        A line of the file::
-
-            {"clean": "One day, Lily had an idea.", "corrupt": "One day, Tim had an idea.",
-             "correct": " She", "wrong": " He", "roles": {"name": "Lily"}}
+        >>> import json, tempfile
+        >>> from jaxinterp.tasks import WordTokenizer
+        >>> line = {"clean": "Then Lily ran.", "corrupt": "Then Tim ran.", "correct": " She", "wrong": " He"}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "pairs.jsonl")
+        ...     size = path.write_text(json.dumps(line | {"roles": {"name": "Lily"}}))
+        ...     pairs = pairs_from_jsonl(path, WordTokenizer.of_texts(line.values()))
+        >>> len(pairs), pairs.roles["name"].tolist()
+        (1, [1])
     """
     path = Path(path)
     if not path.is_file():

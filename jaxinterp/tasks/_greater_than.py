@@ -1,15 +1,15 @@
 """Greater-than: an event began in a year; it can only have ended in a later one."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._typing import Array
-
-from ._build import Case, Mention, pairs_from_cases
-from ._draws import balanced, check_count, choose, distinct_cases, generator, template_indices, word_list
-from ._pairs import PromptPairs
-from ._tokens import TokenizerLike, check_tokenizer
+from jaxinterp.tasks._build import Case, Mention, pairs_from_cases
+from jaxinterp.tasks._draws import balanced, check_count, distinct_draws, generator, template_indices, word_list
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._tokens import TokenizerLike, check_tokenizer
 
 # {start} is a year, {century} its first two digits. A year always follows a space.
 GREATER_THAN_TEMPLATES = (
@@ -42,8 +42,9 @@ def greater_than(
 ) -> PromptPairs:
     """Sentences such as "The siege began in the year 1732 and ended in the year 17": later years are right.
 
-    The right answers are a set: every two-digit token above the start year's; the wrong ones those up to it. The task's metric
-    is the probability of the first set less that of the second. The corrupt prompt begins in the year 01 of the century,
+    The right answers are a set: every two-digit token above the start year's; the wrong ones those up to it. Two-digit tokens
+    are those that continue one of the centuries (for GPT-2 all but "00"). The task's metric is the probability of the first set
+    less that of the second. The corrupt prompt begins in the year 01 of the century,
     after which nearly every year is right.
 
     Roles: `noun` (its last token), `century` and `year` (the two tokens of the start year), `end`.
@@ -87,26 +88,26 @@ def greater_than(
         raise InputError(f"nouns={nouns!r}: give at least one, without spaces around them.")
     years, suffixes, refused = _two_token_years(tokenizer, centuries)
     ordered = sorted(suffixes)
-
-    def make(year: tuple[int, str], i: int) -> Case:
-        century, suffix = year
-        (noun,), (index,) = choose(rng, nouns, 1), rng.choice(chosen, 1)
-        fill = GREATER_THAN_TEMPLATES[index].format
-        return Case(
-            where=f"pair {i}",
-            clean=fill(noun=noun, start=f"{century}{suffix}", century=century),
-            corrupt=fill(noun=noun, start=f"{century}{_REFERENCE}", century=century),
-            correct=[suffixes[s] for s in ordered if s > suffix],
-            wrong=[suffixes[s] for s in ordered if s <= suffix],
-            roles={
-                "noun": f" {noun}",
-                "century": Mention(token=years[year][0], of=2),
-                "year": Mention(token=years[year][0], of=2, shift=1),
-            },
-            template=f"greater_than/{index:02}",
+    cases = []
+    draws = distinct_draws(rng, balanced(rng, list(years), n), (len(chosen), len(nouns)), kind="start year")
+    for i, ((century, suffix), (which, what)) in enumerate(draws):
+        fill = functools.partial(GREATER_THAN_TEMPLATES[chosen[which]].format, noun=nouns[what], century=century)
+        token = years[century, suffix][0]
+        cases.append(
+            Case(
+                where=f"pair {i}",
+                clean=fill(start=f"{century}{suffix}"),
+                corrupt=fill(start=f"{century}{_REFERENCE}"),
+                correct=[suffixes[s] for s in ordered if s > suffix],
+                wrong=[suffixes[s] for s in ordered if s <= suffix],
+                roles={
+                    "noun": f" {nouns[what]}",
+                    "century": Mention(token=token, of=2),
+                    "year": Mention(token=token, of=2, shift=1),
+                },
+                template=f"greater_than/{chosen[which]:02}",
+            )
         )
-
-    cases = distinct_cases(balanced(rng, list(years), n), make)
     return pairs_from_cases(cases, tokenizer, prepend_bos=prepend_bos, refused=refused)
 
 

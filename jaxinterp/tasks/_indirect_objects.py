@@ -1,15 +1,24 @@
 """Indirect objects: two names, one of them gives, and the other is the answer."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array
-
-from ._build import Case, Mention, pairs_from_cases
-from ._draws import Split, balanced, check_count, choose, distinct_cases, generator, template_indices, word_list
-from ._pairs import PromptPairs
-from ._tokens import TokenizerLike, check_tokenizer, single_token_names
+from jaxinterp.tasks._build import Case, Mention, pairs_from_cases
+from jaxinterp.tasks._draws import (
+    Split,
+    balanced,
+    check_count,
+    distinct_draws,
+    generator,
+    pick,
+    template_indices,
+    word_list,
+)
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._tokens import TokenizerLike, check_tokenizer, single_token_names
 
 NAMES = word_list(
     "Aaron Adam Alan Albert Alice Amanda Amy Andrea Andrew Angela Anna Anthony Arthur Barbara Ben Betty Bob Brian "
@@ -105,8 +114,8 @@ def indirect_objects(
         (['indirect_objects/00/ABBA', 'indirect_objects/00/BABA'], [1, 1, 1, 1, 1, 1])
 
     Source: the task and its two corruptions follow Wang et al. 2022 (arXiv 2211.00593), section 2 and appendix; the sentences
-    and the names are our own. There the three names of "abc" are drawn without regard to the clean ones; here they differ
-    from them, so that every name position changes.
+    and the names are our own. The three names of "abc" also differ from the
+    clean ones here, so that every name position changes.
     """
     check_tokenizer(tokenizer)
     check_count(n)
@@ -132,29 +141,42 @@ def indirect_objects(
         for index in balanced(rng, chosen, len(range(k, n, len(orders))))
     ]
     slots = [slots[i] for i in rng.permutation(n)]
-
-    def make(slot: tuple[int, Order], i: int) -> Case:
-        index, order = slot
-        people = choose(rng, list(ids), 5 if corruption == "abc" else 2)
-        (place,), (thing,) = choose(rng, PLACES, 1), choose(rng, OBJECTS, 1)
-        words = {"place": place, "object": thing}
-        indirect, subject = people[:2]
-        pair = (indirect, subject) if order == "ABBA" else (subject, indirect)
-        corrupt_pair, corrupt_giver = (people[2:4], people[4]) if corruption == "abc" else (pair, indirect)
-        fill = INDIRECT_OBJECT_TEMPLATES[index].format
-        return Case(
+    people = 5 if corruption == "abc" else 2
+    radices = [len(ids) - k for k in range(people)] + [len(PLACES), len(OBJECTS)]
+    cases = [
+        _case(
             where=f"pair {i}",
-            clean=fill(first=pair[0], second=pair[1], giver=subject, **words),
-            corrupt=fill(first=corrupt_pair[0], second=corrupt_pair[1], giver=corrupt_giver, **words),
-            correct=[f" {indirect}"],
-            wrong=[f" {subject}"],
-            roles={
-                "IO": Mention(token=ids[indirect]),
-                "S1": Mention(token=ids[subject], of=2),
-                "S1+1": Mention(token=ids[subject], of=2, shift=1),
-                "S2": Mention(token=ids[subject], occurrence=1, of=2),
-            },
-            template=f"indirect_objects/{index:02}/{order}",
+            index=index,
+            order=order,
+            people=pick(list(ids), digits[:people]),
+            ids=ids,
+            place=PLACES[digits[-2]],
+            thing=OBJECTS[digits[-1]],
         )
+        for i, ((index, order), digits) in enumerate(distinct_draws(rng, slots, radices, kind="template and order"))
+    ]
+    return pairs_from_cases(cases, tokenizer, prepend_bos=prepend_bos, refused=refused)
 
-    return pairs_from_cases(distinct_cases(slots, make), tokenizer, prepend_bos=prepend_bos, refused=refused)
+
+def _case(
+    *, where: str, index: int, order: Order, people: Sequence[str], ids: Mapping[str, int], place: str, thing: str
+) -> Case:
+    """One pair; `people` are the indirect object, the subject and, for "abc", three others."""
+    indirect, subject, *others = people
+    pair = (indirect, subject) if order == "ABBA" else (subject, indirect)
+    corrupt_pair, corrupt_giver = (others[:2], others[2]) if others else (pair, indirect)
+    fill = functools.partial(INDIRECT_OBJECT_TEMPLATES[index].format, place=place, object=thing)
+    return Case(
+        where=where,
+        clean=fill(first=pair[0], second=pair[1], giver=subject),
+        corrupt=fill(first=corrupt_pair[0], second=corrupt_pair[1], giver=corrupt_giver),
+        correct=[f" {indirect}"],
+        wrong=[f" {subject}"],
+        roles={
+            "IO": Mention(token=ids[indirect]),
+            "S1": Mention(token=ids[subject], of=2),
+            "S1+1": Mention(token=ids[subject], of=2, shift=1),
+            "S2": Mention(token=ids[subject], occurrence=1, of=2),
+        },
+        template=f"indirect_objects/{index:02}/{order}",
+    )

@@ -1,5 +1,6 @@
 """Induction: random tokens that repeat with a period that varies from sequence to sequence."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,11 +9,10 @@ import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp._tree import is_traced, pytree
-from jaxinterp._typing import Array, Bool, Int
-
-from ._build import Row, assemble
-from ._draws import check_count, generator
-from ._pairs import PromptPairs
+from jaxinterp._typing import Array
+from jaxinterp.tasks._build import Row, assemble
+from jaxinterp.tasks._draws import check_count, generator
+from jaxinterp.tasks._pairs import PromptPairs
 
 _CHUNK = 256
 
@@ -22,15 +22,16 @@ class RepeatedTokens:
     """Sequences of random tokens, each repeating with a period of its own.
 
     Attributes:
-        tokens: the sequences, with BOS first where there is one.
-        period: number of tokens after which each sequence repeats.
-        predictable: True on the rows from which the next token follows by looking back: the token of this row has occurred
-            before, and the next one is what came after it then. False on the last row, whose next token is not there.
+        tokens: int32 [B, T], the sequences, with BOS first where there is one.
+        period: int32 [B], number of tokens after which each sequence repeats.
+        predictable: bool [B, T], True on the rows from which the next token follows by looking back: the token of this row
+            has occurred before, and the next one is what came after it then. False on the last row, whose next token is not
+            there.
     """
 
-    tokens: Int[Array, "B T"]
-    period: Int[Array, " B"]
-    predictable: Bool[Array, "B T"]
+    tokens: Any
+    period: Any
+    predictable: Any
 
 
 def repeated_tokens(
@@ -73,17 +74,9 @@ def repeated_tokens(
             f"n_ctx={n_ctx} is too short for a period of {high}: to have one predictable token after a full period it must be "
             f"at least {start + high + 2}. Make n_ctx longer or the largest period shorter."
         )
-    _check_key(key)
-    key_period, key_tokens = jax.random.split(key)
-    periods = jax.random.randint(key_period, (n,), low, high + 1, jnp.int32)
-    once = _different_tokens(key_tokens, n, high, d_vocab, bos_id)
-    place = jnp.arange(n_ctx - start, dtype=jnp.int32)
-    tokens = jnp.take_along_axis(once, place[None, :] % periods[:, None], axis=1)
-    predictable = (place[None, :] >= periods[:, None]) & (place < n_ctx - start - 1)[None, :]
-    if bos_id is not None:
-        tokens = jnp.concatenate([jnp.full((n, 1), bos_id, jnp.int32), tokens], axis=1)
-        predictable = jnp.concatenate([jnp.zeros((n, 1), bool), predictable], axis=1)
-    return RepeatedTokens(tokens=tokens, period=periods, predictable=predictable)
+    if not is_traced(key):
+        generator(key)  # refuses what is not one typed key
+    return _repeat(key, n=n, d_vocab=d_vocab, n_ctx=n_ctx, low=low, high=high, bos_id=bos_id)
 
 
 def induction(
@@ -120,10 +113,11 @@ def induction(
     """
     low, high, start = _check(n, d_vocab, period, bos_id, extra=1)
     rng = generator(key)
-    once = np.asarray(_different_tokens(key, n, high + 1, d_vocab, bos_id))
+    allowed = np.delete(np.arange(d_vocab), [] if bos_id is None else bos_id)
     front = [] if bos_id is None else [bos_id]
     rows = []
-    for ids in once.tolist():
+    for _ in range(n):
+        ids = rng.choice(allowed, size=high + 1, replace=False).tolist()
         p = int(rng.integers(low, high + 1))
         offset = int(rng.integers(0, p - 1))
         clean = front + ids[:p] + ids[: offset + 1]
@@ -135,12 +129,22 @@ def induction(
     return assemble(rows, pad_id=pad_id, width=start + 2 * high - 1, prepend_bos=bos_id is not None)
 
 
-def _different_tokens(key: Array, n: int, count: int, d_vocab: int, bos_id: int | None) -> Int[Array, "B P"]:
-    """For each of `n` sequences `count` different ids in random order, none of them `bos_id`."""
-    available = d_vocab - (bos_id is not None)
-    draw = lambda k: jax.lax.top_k(jax.random.uniform(k, (available,)), count)[1].astype(jnp.int32)
-    ids = jax.lax.map(draw, jax.random.split(key, n), batch_size=min(n, _CHUNK))
-    return ids if bos_id is None else ids + (ids >= bos_id).astype(jnp.int32)
+@functools.partial(jax.jit, static_argnames=("n", "d_vocab", "n_ctx", "low", "high", "bos_id"))
+def _repeat(key: Array, *, n: int, d_vocab: int, n_ctx: int, low: int, high: int, bos_id: int | None) -> RepeatedTokens:
+    start = int(bos_id is not None)
+    key_period, key_tokens = jax.random.split(key)
+    period = jax.random.randint(key_period, (n,), low, high + 1, jnp.int32)
+    # The largest of random scores are different ids in random order; in chunks, since there is a score for every id.
+    draw = lambda k: jax.lax.top_k(jax.random.uniform(k, (d_vocab - start,)), high)[1].astype(jnp.int32)
+    once = jax.lax.map(draw, jax.random.split(key_tokens, n), batch_size=min(n, _CHUNK))
+    once = once if bos_id is None else once + (once >= bos_id).astype(jnp.int32)
+    place = jnp.arange(n_ctx - start, dtype=jnp.int32)
+    tokens = jnp.take_along_axis(once, place[None, :] % period[:, None], axis=1)
+    predictable = (place[None, :] >= period[:, None]) & (place < n_ctx - start - 1)[None, :]
+    if bos_id is not None:
+        tokens = jnp.concatenate([jnp.full((n, 1), bos_id, jnp.int32), tokens], axis=1)
+        predictable = jnp.concatenate([jnp.zeros((n, 1), bool), predictable], axis=1)
+    return RepeatedTokens(tokens=tokens, period=period, predictable=predictable)
 
 
 def _check(n: int, d_vocab: int, period: Any, bos_id: int | None, *, extra: int) -> tuple[int, int, int]:
@@ -155,8 +159,3 @@ def _check(n: int, d_vocab: int, period: Any, bos_id: int | None, *, extra: int)
             "(its tokens are all different), in this order."
         )
     return low, high, int(bos_id is not None)
-
-
-def _check_key(key: Any) -> None:
-    if not is_traced(key):
-        generator(key)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp._tree import is_traced, pytree, static
-from jaxinterp._typing import Array, Bool, Int
+from jaxinterp._typing import Bool, Int
 
 
 @pytree
@@ -19,19 +19,20 @@ class PromptPairs:
 
     Both prompts of a pair have the same number of tokens, so that a position means the same in both. Shorter pairs are
     padded on the right; `mask` is False there. Positions count from a prompt's first token, BOS included where there is one.
-    `A` is the largest number of answers of a prompt: 1 in most tasks, the size of the set where a set of tokens is right.
+    `A` is the largest number of answers of a prompt, in `correct` and in `wrong` by itself: 1 in most tasks, more where a set of
+    tokens is right.
 
     Everything but the arrays is part of the tree's structure. So hand the arrays to a jitted function
     (`f(pairs.clean, pairs.mask)`), not the pairs: with other texts a jitted function of the pairs compiles again.
 
     Attributes:
-        clean: the prompts that call for `correct`.
-        corrupt: the same prompts with what matters exchanged.
-        mask: True on real tokens, False on padding.
-        correct: token ids of the right answers to the clean prompt; -1 fills short sets.
-        wrong: token ids of the answers to weigh against them; -1 fills short sets.
-        answer_position: the row whose logits predict the answer, the last real token.
-        roles: for each role its position in every pair, such as `{"name": ..., "end": ...}`.
+        clean: int32 [B, T], the prompts that call for `correct`.
+        corrupt: int32 [B, T], the same prompts with what matters exchanged.
+        mask: bool [B, T], True on real tokens, False on padding.
+        correct: int32 [B, A], token ids of the right answers to the clean prompt; -1 fills short sets.
+        wrong: int32 [B, A], token ids of the answers to weigh against them; -1 fills short sets.
+        answer_position: int32 [B], the row whose logits predict the answer, the last real token.
+        roles: int32 [B] each: for each role its position in every pair, such as `{"name": ..., "end": ...}`.
         clean_text: the clean prompts as text; empty where there is no text.
         corrupt_text: the corrupt prompts as text; empty where there is no text.
         template: for every pair the id of the template that it was made from, "" where there is none.
@@ -40,13 +41,13 @@ class PromptPairs:
         refused: what the task had to leave out because the tokenizer splits it (names, years).
     """
 
-    clean: Int[Array, "B T"]
-    corrupt: Int[Array, "B T"]
-    mask: Bool[Array, "B T"]
-    correct: Int[Array, "B A"]
-    wrong: Int[Array, "B A2"]
-    answer_position: Int[Array, " B"]
-    roles: dict[str, Int[Array, " B"]]
+    clean: Any
+    corrupt: Any
+    mask: Any
+    correct: Any
+    wrong: Any
+    answer_position: Any
+    roles: dict[str, Any]
     clean_text: tuple[str, ...] = static(default=())
     corrupt_text: tuple[str, ...] = static(default=())
     template: tuple[str, ...] = static(default=())

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 from jaxinterp._typing import Array
-
-from ._build import Case, Mention, pairs_from_cases
-from ._draws import Split, balanced, check_count, choose, distinct_cases, generator, template_indices, word_list
-from ._pairs import PromptPairs
-from ._tokens import TokenizerLike, check_tokenizer, single_token_names
+from jaxinterp.tasks._build import Case, Mention, pairs_from_cases
+from jaxinterp.tasks._draws import Split, balanced, check_count, distinct_draws, generator, template_indices, word_list
+from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._tokens import TokenizerLike, check_tokenizer, single_token_names
 
 SHE_NAMES = word_list(
     "Lily Lucy Jane Sarah Amy Sally Mia Sue Daisy Molly Anna Mary Grace Emma Sara Emily Ella Sophie Lisa Alice "
@@ -67,7 +66,8 @@ def pronouns(
 
     Args:
         key: a typed key; the same key gives the same pairs.
-        n: number of pairs, all different; templates occur equally often, give or take one.
+        n: number of pairs, all different (a clean prompt may come again beside another corrupt one). Templates occur
+            equally often, give or take one.
         tokenizer: the tokenizer of the model to be studied.
         she_names: names to draw from; None takes those of a list of 30 that are single tokens and keeps the others
             in `refused`.
@@ -106,23 +106,22 @@ def pronouns(
         )
         refused += left_out
 
-    def make(index: int, i: int) -> Case:
+    she, he = list(names["she-names"]), list(names["he-names"])
+    draws = distinct_draws(rng, balanced(rng, chosen, n), (len(she), len(he)), kind="template")
+    cases = []
+    for i, (index, (girl, boy)) in enumerate(draws):
         template = PRONOUN_TEMPLATES[index]
-        (she,), (he,) = choose(rng, list(names["she-names"]), 1), choose(rng, list(names["he-names"]), 1)
-        mentions = template.count("{name}")
-        token = names["she-names"][she]
-        return Case(
-            where=f"pair {i}",
-            clean=template.format(name=she),
-            corrupt=template.format(name=he),
-            correct=[" She"],
-            wrong=[" He"],
-            roles={
-                "name": Mention(token=token, of=mentions),
-                "last_name": Mention(token=token, occurrence=mentions - 1, of=mentions),
-            },
-            template=f"pronouns/{index:02}",
+        mentions, token = template.count("{name}"), names["she-names"][she[girl]]
+        last = Mention(token=token, occurrence=mentions - 1, of=mentions)
+        cases.append(
+            Case(
+                where=f"pair {i}",
+                clean=template.format(name=she[girl]),
+                corrupt=template.format(name=he[boy]),
+                correct=[" She"],
+                wrong=[" He"],
+                roles={"name": Mention(token=token, of=mentions), "last_name": last},
+                template=f"pronouns/{index:02}",
+            )
         )
-
-    cases = distinct_cases(balanced(rng, chosen, n), make)
     return pairs_from_cases(cases, tokenizer, prepend_bos=prepend_bos, refused=refused)

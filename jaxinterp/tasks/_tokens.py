@@ -2,7 +2,7 @@
 
 import difflib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxinterp._errors import InputError, TokenError
@@ -14,15 +14,26 @@ _MAX_ROWS = 60
 class TokenizerLike(Protocol):
     """What a task needs of a tokenizer; `jaxinterp.weights.Tokenizer` has it all."""
 
-    prepend_bos: bool
-    bos_id: int | None
-    pad_id: int | None
+    @property
+    def prepend_bos(self) -> bool:
+        """Whether a BOS token is put first."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None:
+        """The BOS token, if there is one."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The padding token, if there is one."""
+        ...
 
     def encode(self, text: str, *, prepend_bos: bool | None = None) -> list[int]:
         """Token ids of a text."""
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         """Text of token ids."""
         ...
 

@@ -1,7 +1,7 @@
 """A tokenizer with one token a word, for symbolic tasks and examples."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from jaxinterp._errors import TokenError
@@ -57,7 +57,7 @@ class WordTokenizer:
         )
         return front + [self._ids[piece] for piece in pieces]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Iterable[Any]) -> str:
         """The text of token ids."""
         return "".join(self.words[int(i)] for i in ids)
 
