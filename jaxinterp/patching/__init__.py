@@ -9,6 +9,7 @@ from jaxinterp.patching._metrics import (
     log_probability,
     logit_difference,
     probability_difference,
+    recovered_fraction,
 )
 from jaxinterp.patching._sweep import sweep
 
@@ -24,6 +25,7 @@ __all__ = [
     "make_cells",
     "probability_difference",
     "read",
+    "recovered_fraction",
     "run_cells",
     "sweep",
 ]

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxinterp._errors import InputError, SiteIndexError, closest
 from jaxinterp._tree import pytree, static
-from jaxinterp._typing import Array, Int
 from jaxinterp.tap import SiteShape
 
 AXES = ("layer", "head", "position", "role", "feature")
@@ -30,10 +29,10 @@ class Cells:
 
     axes: tuple[tuple[str, int], ...] = static()
     labels: tuple[tuple[Any, ...], ...] = static()
-    layer: Int[Array, " n"] | None = None
-    head: Int[Array, " n"] | None = None
-    position: Int[Array, " n"] | Int[Array, "n B 1"] | None = None
-    feature: Int[Array, " n"] | None = None
+    layer: Any = None
+    head: Any = None
+    position: Any = None
+    feature: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,7 +55,11 @@ def parse_over(over: Any) -> dict[str, Any]:
     axes = dict(over) if isinstance(over, Mapping) else dict.fromkeys(over)
     unknown = [axis for axis in axes if axis not in AXES]
     if unknown or not axes:
-        raise InputError(f"over={over!r}: " + (f"unknown axis {unknown[0]!r}. " if unknown else "no axis. ") + f"Legal: {', '.join(AXES)}.")
+        raise InputError(
+            f"over={over!r}: "
+            + (f"unknown axis {unknown[0]!r}. " if unknown else "no axis. ")
+            + f"Legal: {', '.join(AXES)}."
+        )
     if "position" in axes and "role" in axes:
         raise InputError("over names both position and role; a role is a position, so give one of them.")
     return axes
@@ -75,7 +78,9 @@ def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None =
         SiteIndexError: values out of range.
     """
     chosen = {axis: _values(axis, wanted, shape, roles) for axis, wanted in parse_over(over).items()}
-    grid = np.array(list(itertools.product(*(range(len(v)) for v in chosen.values()))), np.int32).reshape(-1, len(chosen))
+    grid = np.array(list(itertools.product(*(range(len(v)) for v in chosen.values()))), np.int32).reshape(
+        -1, len(chosen)
+    )
     fields: dict[str, Any] = {}
     for column, (axis, values) in enumerate(chosen.items()):
         if axis == "role":
@@ -84,22 +89,32 @@ def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None =
             fields["position"] = table[grid[:, column]][:, :, None]
         else:
             fields[axis] = np.asarray(values, np.int32)[grid[:, column]]
-    return Cells(axes=tuple((a, len(v)) for a, v in chosen.items()), labels=tuple(tuple(v) for v in chosen.values()), **fields)
+    return Cells(
+        axes=tuple((a, len(v)) for a, v in chosen.items()), labels=tuple(tuple(v) for v in chosen.values()), **fields
+    )
 
 
 def _values(axis: str, wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None) -> Sequence[Any]:
     if axis == "role":
         if not roles:
-            raise InputError("over names the axis role, but no roles were given. Pass roles={'name': positions [B], ...}.")
+            raise InputError(
+                "over names the axis role, but no roles were given. Pass roles={'name': positions [B], ...}."
+            )
         if "T" not in shape.axes:
-            raise InputError(f"site {shape.name!r} has axes {shape.axes!r} and so no positions; leave role out of over.")
+            raise InputError(
+                f"site {shape.name!r} has axes {shape.axes!r} and so no positions; leave role out of over."
+            )
         names = list(roles) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
         for name in names:
             if name not in roles:
                 raise InputError(f"no role {name!r}. {closest(name, roles)}")
         return names
     size = axis_size(axis, shape)
-    values = list(range(size)) if wanted is None else [int(i) for i in np.atleast_1d(np.asarray(list(wanted) if isinstance(wanted, range) else wanted))]
+    values = (
+        list(range(size))
+        if wanted is None
+        else [int(i) for i in np.atleast_1d(np.asarray(list(wanted) if isinstance(wanted, range) else wanted))]
+    )
     wrong = [i for i in values if not 0 <= i < size]
     if wrong:
         raise SiteIndexError(f"over {axis}={wrong}: site {shape.name!r} has {size}, so legal are 0 to {size - 1}.")
@@ -120,5 +135,7 @@ def axis_size(axis: str, shape: SiteShape) -> int:
     else:
         found = [shape.axes.index(a) for a in letters if a in shape.axes]
     if not found:
-        raise InputError(f"site {shape.name!r} has axes {shape.axes!r} and so no {axis}; leave it out of over, or choose another site.")
+        raise InputError(
+            f"site {shape.name!r} has axes {shape.axes!r} and so no {axis}; leave it out of over, or choose another site."
+        )
     return shape.shape[found[0]]

@@ -56,7 +56,9 @@ def run_cells(
     chunk = chunk_size(model, params, tokens, len(cells), metrics=metrics, mask=mask, memory=memory, op=op)
     values, logits = [], []
     for start in range(0, len(cells), chunk):
-        rows = np.minimum(np.arange(start, start + chunk), len(cells) - 1)  # the last chunk is filled up: one shape, one compile
+        rows = np.minimum(
+            np.arange(start, start + chunk), len(cells) - 1
+        )  # the last chunk is filled up: one shape, one compile
         part = {key: index[rows] for key, index in where.items()}
         got, kept = _chunk(model, params, tokens, mask, part, op, tuple(metrics), keep_logits)
         n = min(chunk, len(cells) - start)
@@ -68,7 +70,14 @@ def run_cells(
 
 @functools.partial(jax.jit, static_argnames=("model", "keep_logits"))
 def _chunk(
-    model: Forward, params: Params, tokens: Array, mask: Array | None, where: Any, op: Handler, metrics: Any, keep_logits: bool
+    model: Forward,
+    params: Params,
+    tokens: Array,
+    mask: Array | None,
+    where: Any,
+    op: Handler,
+    metrics: Any,
+    keep_logits: bool,
 ) -> tuple[Array, list[Array]]:
     def one(where: Any) -> Any:
         values, logits = read(model, params, tokens, metrics, place(op, **where), mask=mask)
@@ -78,11 +87,16 @@ def _chunk(
 
 
 def read(
-    model: Forward, params: Params, tokens: Array, metrics: Sequence[Metric], *handlers: Handler, mask: Array | None = None
+    model: Forward,
+    params: Params,
+    tokens: Array,
+    metrics: Sequence[Metric],
+    *handlers: Handler,
+    mask: Array | None = None,
 ) -> tuple[Float[Array, "M B"], list[Array]]:
     """Metrics of one run under handlers, and the logits that each of them reads, [B, P, tokens].
 
-    A `Model` computes logits only at the positions that are read, and of the tokens that are, unless an edit is behind the blocks.
+    A `Model` computes logits only at the positions and of the tokens that are read, unless an edit is behind the blocks.
     """
     places = token_positions(tokens, mask, None)
     rows = [_rows(places, jnp.asarray(m.positions), tokens.shape[0]) for m in metrics]
@@ -91,7 +105,9 @@ def read(
     if narrow:
         assert isinstance(model, Model)
         answers = None if any(t is None for t in needed) else jnp.concatenate([_legal(t) for t in needed], 1)
-        out = run(model.forward, *handlers)(params, tokens, mask=mask, read=jnp.concatenate(rows, 1), answers=answers)[0]
+        out = run(model.forward, *handlers)(params, tokens, mask=mask, read=jnp.concatenate(rows, 1), answers=answers)[
+            0
+        ]
     else:
         out = _whole(model, params, tokens, mask, handlers)
     logits, row, column = [], 0, 0
@@ -111,10 +127,15 @@ def _whole(model: Forward, params: Params, tokens: Array, mask: Array | None, ha
     if isinstance(model, Model):
         return run(model.forward, *handlers)(params, tokens, mask=mask)[0]
     if mask is not None:
-        raise InputError("a mask was given, but the model is a plain function, which takes none. Group prompts by their length.")
+        raise InputError(
+            "a mask was given, but the model is a plain function, which takes none. Group prompts by their length."
+        )
     out = run(model, *handlers)(params, tokens)[0]
     if out.ndim != 3 or out.shape[:2] != tokens.shape:
-        raise InputError(f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here [{tokens.shape[0]}, {tokens.shape[1]}, V].")
+        raise InputError(
+            f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here "
+            f"[{tokens.shape[0]}, {tokens.shape[1]}, V]."
+        )
     return out
 
 
@@ -146,7 +167,9 @@ def chunk_size(
 ) -> int:
     """How many cells run side by side: as many as the budget holds, spread evenly over the chunks; at least one."""
     budget = device_memory() // 4 if memory is None else memory
-    block = sum(s.bytes // (s.n_layers or 1) for s in site_table(model, params, tokens) if s.name not in ("logits", *_SPLIT))
+    block = sum(
+        s.bytes // (s.n_layers or 1) for s in site_table(model, params, tokens) if s.name not in ("logits", *_SPLIT)
+    )
     vocabulary = sum(4 * s.shape[-1] for s in site_table(model, params, tokens) if s.name == "logits")
     width = sum(m.positions.size * (vocabulary if m.tokens is None else 4 * m.tokens.shape[1]) for m in metrics)
     per_cell = max(1, block + 3 * width)

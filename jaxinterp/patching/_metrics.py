@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
-from jaxinterp._typing import Array, Float, Int, PyTree
+from jaxinterp._typing import Array, ArrayLike, Float, PyTree
 
 
 @pytree
@@ -33,14 +33,14 @@ class Metric:
 
     name: str = static()
     unit: str = static()
-    function: Callable[..., Float[Array, " B"]] = static()
-    positions: Int[Array, "B P"]
-    tokens: Int[Array, "B n"] | None = None
+    function: Callable[..., Array] = static()
+    positions: Any
+    tokens: Any = None
     data: PyTree = ()
 
-    def __call__(self, logits: Float[Array, "B P n"]) -> Float[Array, " B"]:
+    def __call__(self, logits: Float[ArrayLike, "B P n"]) -> Float[Array, " B"]:
         """The metric of logits at its positions and tokens."""
-        return self.function(logits, self.data)
+        return self.function(jnp.asarray(logits), self.data)
 
 
 def _ids(ids: Any, what: str) -> np.ndarray:
@@ -54,7 +54,9 @@ def _ids(ids: Any, what: str) -> np.ndarray:
 def _answers(correct: Any, wrong: Any, position: Any) -> dict[str, Any]:
     right, bad, rows = _ids(correct, "correct"), _ids(wrong, "wrong"), _ids(position, "position")
     if not len(right) == len(bad) == len(rows):
-        raise InputError(f"correct, wrong and position are for {len(right)}, {len(bad)} and {len(rows)} prompts; they must agree.")
+        raise InputError(
+            f"correct, wrong and position are for {len(right)}, {len(bad)} and {len(rows)} prompts; they must agree."
+        )
     if (right < 0).all(1).any() or (bad < 0).all(1).any():
         raise InputError("some prompt has no correct or no wrong answer: every id in its row is -1 (padding).")
     tokens = np.concatenate([right, bad], 1)
@@ -68,7 +70,7 @@ def _logit_difference(logits: Array, data: Any) -> Array:
     return _mean(last[:, :split], data["correct"]) - _mean(last[:, split:], data["wrong"])
 
 
-def _mean(x: Array, there: Array) -> Array:
+def _mean(x: Array, there: ArrayLike) -> Array:
     there = jnp.asarray(there)
     return jnp.sum(jnp.where(there, x, jnp.zeros_like(x)), 1) / jnp.sum(there, 1).astype(x.dtype)
 
@@ -82,13 +84,15 @@ def logit_difference(correct: Any, wrong: Any, position: Any) -> Metric:
 
     Source: Wang et al. 2022 (arXiv 2211.00593), section 2.
     """
-    return Metric(name="logit difference", unit="logits", function=_logit_difference, **_answers(correct, wrong, position))
+    return Metric(
+        name="logit difference", unit="logits", function=_logit_difference, **_answers(correct, wrong, position)
+    )
 
 
 def _probability_difference(logits: Array, data: Any) -> Array:
     p = jax.nn.softmax(logits[:, -1], axis=-1)
 
-    def total(ids: Array) -> Array:
+    def total(ids: ArrayLike) -> Array:
         ids = jnp.asarray(ids)
         taken = jnp.take_along_axis(p, jnp.maximum(ids, 0), axis=1)
         return jnp.sum(jnp.where(ids >= 0, taken, jnp.zeros_like(taken)), 1)
@@ -104,7 +108,11 @@ def probability_difference(correct: Any, wrong: Any, position: Any) -> Metric:
     checked = _answers(correct, wrong, position)
     data = {"correct": _ids(correct, "correct"), "wrong": _ids(wrong, "wrong")}
     return Metric(
-        name="probability difference", unit="fraction", function=_probability_difference, positions=checked["positions"], data=data
+        name="probability difference",
+        unit="fraction",
+        function=_probability_difference,
+        positions=checked["positions"],
+        data=data,
     )
 
 
@@ -141,9 +149,13 @@ def cross_entropy(targets: Any, position: Any) -> Metric:
 
 def _same(ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if ids.shape != rows.shape:
-        raise InputError(f"token ids of shape {list(ids.shape)} at positions of shape {list(rows.shape)}; they must agree.")
+        raise InputError(
+            f"token ids of shape {list(ids.shape)} at positions of shape {list(rows.shape)}; they must agree."
+        )
     if (ids < 0).any():
-        raise InputError("a token id is negative. Padding has no place here: give every prompt the same number of targets.")
+        raise InputError(
+            "a token id is negative. Padding has no place here: give every prompt the same number of targets."
+        )
     return ids, rows
 
 
@@ -163,5 +175,28 @@ def kl_divergence(reference: Any, position: Any) -> Metric:
     rows, logits = _ids(position, "position"), jnp.asarray(reference, jnp.float32)
     logits = logits[:, None] if logits.ndim == 2 else logits
     if logits.ndim != 3 or logits.shape[:2] != rows.shape:
-        raise InputError(f"reference logits of shape {list(logits.shape)} at positions of shape {list(rows.shape)}; give [B, P, V].")
+        raise InputError(
+            f"reference logits of shape {list(logits.shape)} at positions of shape {list(rows.shape)}; give [B, P, V]."
+        )
     return Metric(name="KL divergence", unit="nats", function=_kl_divergence, positions=rows, data=logits)
+
+
+def recovered_fraction(patched: ArrayLike, base: ArrayLike, source: ArrayLike) -> np.ndarray:
+    """(patched - base) / (source - base) of mean metrics: 1 restores the source's value, 0 does nothing.
+
+    A ratio of means, not a mean of ratios. NaN where base and source coincide (within 1e-6 of the larger), since it is
+    undefined there.
+
+    Args:
+        patched, base, source: the metric of the three runs, any shapes that broadcast.
+
+    Example:
+        >>> recovered_fraction(np.float32([1.0, -3.0]), np.float32(-3.0), np.float32(5.0))
+        array([0.5, 0. ], dtype=float32)
+
+    Source: Wang et al. 2022 (arXiv 2211.00593); Heimersheim and Nanda 2024 (arXiv 2404.15255), section 4.
+    """
+    patched, base, source = (np.asarray(x) for x in (patched, base, source))
+    gap = source - base
+    flat = np.abs(gap) <= 1e-6 * np.maximum(np.abs(source), np.abs(base))
+    return (patched - base) / np.where(flat, np.float32(np.nan), gap)

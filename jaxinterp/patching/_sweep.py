@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import InputError
-from jaxinterp._typing import Array, Params
+from jaxinterp._typing import Array, ArrayLike, Params
 from jaxinterp.models import Model, check_tokens, token_positions
 from jaxinterp.patching._cells import Cells, make_cells
 from jaxinterp.patching._engine import Forward, read, run_cells, site_table
 from jaxinterp.patching._metrics import Metric
+from jaxinterp.patching._result import dataset, exists
 from jaxinterp.tap import Handler, SiteShape, capture, patch, run
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ def sweep(
     model: Forward,
     params: Params,
     *,
-    base: Array,
-    source: Array | None = None,
+    base: ArrayLike,
+    source: ArrayLike | None = None,
     site: str,
     over: Any,
-    metric: Metric | Mapping[str, Metric],
+    metric: Any,
     op: Callable[..., Handler] = patch,
-    mask: Array | None = None,
+    mask: ArrayLike | None = None,
     roles: Mapping[str, Any] | None = None,
     keep: Sequence[str] = (),
     tokenizer: Any = None,
@@ -104,14 +104,16 @@ def sweep(
             keep_logits="logits" in keep,
             advance=advance,
         )
-    there = _there(cells, base, mask)
+    there = exists(cells, base, mask)
     _check_finite(np.where(there[:, None], values, 0.0), metrics, "patched")
     about = {"site": site, "op": _op_name(op), **(provenance or {})}
-    return _dataset(cells, metrics, values, logits, baseline, target, there, keep, _texts(tokenizer, base, cells), about)
+    return dataset(cells, metrics, values, logits, baseline, target, there, keep, _texts(tokenizer, base, cells), about)
 
 
 def _metrics(metric: Any) -> dict[str, Metric]:
-    metrics = {metric.name: metric} if isinstance(metric, Metric) else dict(metric) if isinstance(metric, Mapping) else {}
+    metrics = (
+        {metric.name: metric} if isinstance(metric, Metric) else dict(metric) if isinstance(metric, Mapping) else {}
+    )
     if not metrics or not all(isinstance(m, Metric) for m in metrics.values()):
         raise InputError(
             f"metric={metric!r}: give a metric, such as jaxinterp.patching.logit_difference(correct, wrong, position), or a "
@@ -132,8 +134,8 @@ def _prompts(
     mask = None if mask is None else jnp.asarray(mask, bool)
     if source is not None and source.shape != base.shape:
         raise InputError(
-            f"base has shape {list(base.shape)} and source {list(source.shape)}. A patch puts the source's value at the same place, so "
-            "both need the same prompts in the same number of tokens: align them, or group prompts by length."
+            f"base has shape {list(base.shape)} and source {list(source.shape)}. A patch puts the source's value at the "
+            "same place, so both need the same prompts in the same number of tokens: align them, or group prompts by length."
         )
     if isinstance(model, Model):
         for tokens in (base, source):
@@ -146,20 +148,31 @@ def _prompts(
             raise InputError(f"metric {name!r} is for {rows.shape[0]} prompts, base has {base.shape[0]}.")
         if (rows < 0).any() or (rows >= length[:, None]).any():
             wrong = sorted({int(i) for i in np.where(((rows < 0) | (rows >= length[:, None])).any(1))[0]})
-            raise InputError(f"metric {name!r} reads positions outside prompts {wrong[:10]}, whose lengths are {length[wrong[:10]].tolist()}.")
+            raise InputError(
+                f"metric {name!r} reads positions outside prompts {wrong[:10]}, whose lengths are {length[wrong[:10]].tolist()}."
+            )
         if isinstance(model, Model) and m.tokens is not None and int(np.max(m.tokens)) >= model.config.outputs:
-            raise InputError(f"metric {name!r} reads token {int(np.max(m.tokens))}; the model has {model.config.outputs} outputs.")
+            raise InputError(
+                f"metric {name!r} reads token {int(np.max(m.tokens))}; the model has {model.config.outputs} outputs."
+            )
     return base, source, mask
 
 
 def _edit(
-    model: Forward, params: Params, source: Array | None, mask: Array | None, shape: SiteShape, op: Callable[..., Handler]
+    model: Forward,
+    params: Params,
+    source: Array | None,
+    mask: Array | None,
+    shape: SiteShape,
+    op: Callable[..., Handler],
 ) -> Handler:
     """The edit without a place. A patch gets what the source run has at the site."""
     if op is not patch:
         made = op(shape.name)
         if not isinstance(made, Handler):
-            raise InputError(f"op={op!r} made {made!r} from a site; give patch, zero, mean or functools.partial(add, value=...), ...")
+            raise InputError(
+                f"op={op!r} made {made!r} from a site; give patch, zero, mean or functools.partial(add, value=...), ..."
+            )
         return made
     if source is None:
         raise InputError("op=patch needs source, the prompts to patch from. (For ablations: op=zero, op=mean.)")
@@ -188,16 +201,6 @@ def _check_finite(values: np.ndarray, metrics: Mapping[str, Metric], what: str) 
             )
 
 
-def _there(cells: Cells, base: Array, mask: Array | None) -> np.ndarray:
-    """[n, B]: whether a prompt has the position of a cell."""
-    shape = (len(cells), base.shape[0])
-    if cells.position is None or mask is None:
-        return np.ones(shape, bool)
-    length = np.asarray(mask).sum(1)
-    position = np.asarray(cells.position)
-    return np.broadcast_to((position if position.ndim == 1 else position[:, :, 0]).reshape(len(cells), -1) < length[None], shape)
-
-
 def _op_name(op: Any) -> str:
     return getattr(op, "__name__", None) or getattr(getattr(op, "func", None), "__name__", repr(op))
 
@@ -223,80 +226,3 @@ def _bar(total: int, site: str, progress: bool) -> Iterator[Callable[[int], None
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("sweep", total=total)
         yield lambda n: shown.advance(task, n)
-
-
-def _dataset(
-    cells: Cells,
-    metrics: Mapping[str, Metric],
-    values: np.ndarray,
-    logits: list[np.ndarray],
-    baseline: np.ndarray,
-    target: np.ndarray | None,
-    there: np.ndarray,
-    keep: Sequence[str],
-    texts: list[str] | None,
-    about: Mapping[str, Any],
-) -> xr.Dataset:
-    import xarray as xr
-
-    over = [axis for axis, _ in cells.axes]
-    several = len(metrics) > 1
-    lead = ["metric"] if several else []
-
-    def spread(a: np.ndarray) -> np.ndarray:
-        """[n, M, ...] to [M, *over, ...], without M where there is one metric."""
-        a = np.moveaxis(a.reshape(*cells.shape, *a.shape[1:]), len(over), 0)
-        return a if several else a[0]
-
-    by_prompt = np.where(there[:, None], values - baseline[None], np.nan)
-    effect = np.nanmean(by_prompt, axis=2) if there.any(1).all() else np.full(by_prompt.shape[:2], np.nan)
-    data: dict[str, Any] = {"effect": (lead + over, spread(effect))}
-    data["base"] = (lead, baseline.mean(1) if several else baseline.mean())
-    if target is not None:
-        gap = _gap(baseline, target, there, metrics)
-        data["normalized"] = (lead + over, spread((effect / gap).astype(np.float32)))
-        data["source"] = (lead, target.mean(1) if several else target.mean())
-    if "prompts" in keep:
-        data["effect_by_prompt"] = ([*lead, *over, "prompt"], spread(by_prompt))
-        data["base_by_prompt"] = ([*lead, "prompt"], baseline if several else baseline[0])
-        if target is not None:
-            data["source_by_prompt"] = ([*lead, "prompt"], target if several else target[0])
-    for (name, m), kept in zip(metrics.items(), logits, strict=False):
-        tail = f"_{name}" if several else ""
-        data["logits" + tail] = ([*over, "prompt", "answer" + tail], kept[:, :, -1].reshape(*cells.shape, kept.shape[1], -1))
-        if m.tokens is not None:
-            data["answer_token" + tail] = (["prompt", "answer" + tail], np.asarray(m.tokens))
-    coords: dict[str, Any] = {axis: np.asarray(labels) for axis, labels in zip(over, cells.labels, strict=True)}
-    if several:
-        coords["metric"] = list(metrics)
-    if texts is not None:
-        coords["token"] = ("position", texts)
-    attrs = {"n_prompts": baseline.shape[1], "metric": ", ".join(metrics), "unit": ", ".join(m.unit for m in metrics.values())}
-    return xr.Dataset(data, coords, {**attrs, **_versions(), **{k: _plain(v) for k, v in about.items() if v is not None}})
-
-
-def _gap(baseline: np.ndarray, target: np.ndarray, there: np.ndarray, metrics: Mapping[str, Metric]) -> np.ndarray:
-    """source - base, the mean over the prompts of each cell, [n, M]; NaN (said aloud) where the two coincide."""
-    gap = np.where(there[:, None], (target - baseline)[None], 0.0).sum(2) / np.maximum(there.sum(1), 1)[:, None]
-    scale = np.abs(np.stack([baseline, target])).max((0, 2))
-    flat = np.abs(gap) <= 1e-6 * np.maximum(scale, 1e-12)
-    for name, bad in zip(metrics, flat.any(0), strict=True):
-        if bad:
-            warnings.warn(
-                f"metric {name!r} is the same for base and source, so the normalized effect is undefined (NaN); see the raw effect.",
-                stacklevel=4,
-            )
-    return np.where(flat, np.nan, gap)
-
-
-def _versions() -> dict[str, str]:
-    import jaxinterp
-
-    return {"jaxinterp": jaxinterp.__version__, "jax": jax.__version__}
-
-
-def _plain(value: Any) -> Any:
-    """A value that netCDF attributes can hold."""
-    if isinstance(value, bool):
-        return int(value)
-    return value if isinstance(value, (str, int, float)) else repr(value)
