@@ -16,7 +16,9 @@ from jaxinterp.tap import Handler, Site
 class _Dropout:
     share: str
 
-    def __call__(self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any) -> tuple[Array, Any, None]:
+    def __call__(
+        self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
+    ) -> tuple[Array, Any, None]:
         unknown = [letter for letter in self.share if letter not in site.axes]
         if unknown:
             raise SiteTypeError(

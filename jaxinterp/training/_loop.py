@@ -20,8 +20,8 @@ def fit(
     *,
     key: PRNGKeyArray,
     every: int = 100,
-    report: Callable[[TrainState, dict[str, float]], None] | None = None,
-) -> tuple[TrainState, list[dict[str, float]]]:
+    report: Callable[[TrainState, dict[str, int | float]], None] | None = None,
+) -> tuple[TrainState, list[dict[str, int | float]]]:
     """Takes one step for each batch.
 
     Args:
@@ -44,14 +44,16 @@ def fit(
     compiled = jax.jit(step, donate_argnums=0)
     state = jax.tree.map(jnp.copy, state)
     start, taken = time.perf_counter(), int(state.step)
-    history: list[dict[str, float]] = []
+    history: list[dict[str, int | float]] = []
     pending: list[dict[str, Any]] = []
 
     def close_row() -> None:
         row = {name: float(np.mean([np.asarray(m[name]) for m in pending])) for name in pending[0]}
         row = {"step": taken, "seconds": time.perf_counter() - start, **row}
         if not np.isfinite(row.get("loss", 0.0)):
-            raise InputError(f"the loss is {row['loss']} at step {taken}: lower the learning rate, or look for NaN in the batches.")
+            raise InputError(
+                f"the loss is {row['loss']} at step {taken}: lower the learning rate, or look for NaN in the batches."
+            )
         pending.clear()
         history.append(row)
         if report is not None:

@@ -25,9 +25,9 @@ def token_nats(logits: Float[Array, "B T V"], targets: Int[Array, "B T"]) -> Flo
 def next_token_loss(
     model: Any,
     params: Params,
-    tokens: Int[Array, "B T+1"],
+    tokens: Int[Array, "B T"],
     *,
-    weights: Float[Array, "B T"] | Bool[Array, "B T"] | None = None,
+    weights: Float[Array, "B T-1"] | Bool[Array, "B T-1"] | None = None,
     handlers: Sequence[Handler] = (),
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The mean cost of the next token, in nats.
@@ -46,7 +46,9 @@ def next_token_loss(
         InputError: fewer than two tokens in a row.
     """
     if tokens.shape[-1] < 2:
-        raise InputError(f"tokens of shape {tuple(tokens.shape)} have no next token to predict: rows need at least two tokens.")
+        raise InputError(
+            f"tokens of shape {tuple(tokens.shape)} have no next token to predict: rows need at least two tokens."
+        )
     logits = run(model.forward, *handlers)(params, tokens[:, :-1])[0]
     nats = token_nats(logits, tokens[:, 1:])
     if weights is None:

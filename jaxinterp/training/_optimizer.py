@@ -33,12 +33,19 @@ def warmup_cosine(peak: float, *, steps: int, warmup: int = 100, final: float = 
     import optax
 
     if not 0 <= warmup < steps:
-        raise InputError(f"warmup={warmup} steps do not fit into a run of steps={steps}: choose a shorter warm-up or a longer run.")
+        raise InputError(
+            f"warmup={warmup} steps do not fit into a run of steps={steps}: choose a shorter warm-up or a longer run."
+        )
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps, final * peak)
 
 
 def adamw(
-    learning_rate: float | optax.Schedule, *, b1: float = 0.9, b2: float = 0.98, weight_decay: float = 0.1, clip: float = 1.0
+    learning_rate: float | optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    weight_decay: float = 0.1,
+    clip: float = 1.0,
 ) -> optax.GradientTransformation:
     """AdamW on gradients clipped to a global norm; matrices decay, norms and biases do not.
 
