@@ -9,6 +9,6 @@
 from jaxinterp.viz._attention import attention
 from jaxinterp.viz._page import page
 from jaxinterp.viz._plot import plot
-from jaxinterp.viz._views import RankedCell, ranked
+from jaxinterp.viz._ranked import RankedCell, ranked
 
 __all__ = ["RankedCell", "attention", "page", "plot", "ranked"]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxinterp._errors import InputError
+from jaxinterp.viz._labels import visible
 from jaxinterp.viz._style import INK, SEQUENTIAL, SOFT, colormap, drawable, look, new_figure
-from jaxinterp.viz._views import visible
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -61,9 +61,7 @@ def attention(
     return figure
 
 
-def checked_patterns(
-    pattern: Any, tokens: Sequence[str], titles: Sequence[str] | None = None
-) -> dict[str, np.ndarray]:
+def checked_patterns(pattern: Any, tokens: Sequence[str], titles: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The patterns as one [T, T] array for each title, or an error that says what does not fit."""
     if isinstance(pattern, Mapping):
         if titles is not None:

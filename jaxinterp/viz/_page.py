@@ -13,8 +13,10 @@ import numpy as np
 
 from jaxinterp.store import atomic_file
 from jaxinterp.viz._attention import checked_patterns
+from jaxinterp.viz._labels import aligned, visible, words
+from jaxinterp.viz._ranked import RankedCell, ranked
 from jaxinterp.viz._svg import attention_svg, line_svg, panel_svg, scale_svg
-from jaxinterp.viz._views import RankedCell, Value, View, aligned, metric_names, ranked, view, visible, words
+from jaxinterp.viz._views import Value, View, metric_names, view
 
 if TYPE_CHECKING:
     import xarray
@@ -123,7 +125,8 @@ def _tools(views: list[View], prompts: Sequence[tuple[str, str]], effects: "xarr
         names = [_shortened(prompts[i][0]) if i < len(prompts) else f"prompt {i}" for i in range(n)]
         options = "".join(f'<option value="{i}">{escape(f"{i}: {name}")}</option>' for i, name in enumerate(names))
         parts.append(
-            f'<label class="small soft">prompts <select id="prompt"><option value="-1">mean of all {n}</option>{options}</select></label>'
+            '<label class="small soft">prompts <select id="prompt">'
+            f'<option value="-1">mean of all {n}</option>{options}</select></label>'
         )
     return f'<div class="tools">{"".join(parts)}</div>'
 
@@ -131,7 +134,7 @@ def _tools(views: list[View], prompts: Sequence[tuple[str, str]], effects: "xarr
 def _kept_prompts(effects: "xarray.Dataset") -> int:
     if "effect_by_prompt" not in effects or effects["effect_by_prompt"].size > _MOST_PROMPT_VALUES:
         return 0
-    return int(effects.sizes["prompt"])
+    return int(effects.sizes["prompt"]) if effects.sizes["prompt"] > 1 else 0
 
 
 def _shortened(text: str, most: int = 60) -> str:
@@ -143,7 +146,7 @@ def _view_html(effects: "xarray.Dataset", shown: View, index: int) -> str:
     for panel in shown.panels:
         drawings.append(panel_svg(panel, shown, first))
         first += panel.values.size
-    wide = " wide" if len(shown.panels) > 1 or len(shown.panels[0].columns) > 16 else ""
+    wide = " wide" if len(drawings) > 1 or len(shown.panels[0].columns) > 16 else ""
     return (
         f'<section class="view{" on" if index == 0 else ""}{wide}" data-view="{index}"><div><div class="drawing">'
         f'<div class="panels">{"".join(drawings)}</div>{scale_svg(shown)}</div></div>'
@@ -156,24 +159,23 @@ def _table(effects: "xarray.Dataset", shown: View) -> str:
     names = [name for panel in shown.panels for line in panel.cells for name in line]
     largest = max((abs(row.effect) for row in rows if math.isfinite(row.effect)), default=1.0) or 1.0
     unit = f" ({escape(shown.metric_unit)})" if shown.metric_unit else ""
-    kept = bool(rows) and rows[0].agreement is not None
-    head = (
-        f'<th>rank</th><th>cell</th><th class="n">effect{unit}</th><th></th><th class="n">normalized</th>'
-        + ("<th>same sign</th>" if kept else "")
+    kept = _kept_prompts(effects) > 0
+    head = f'<th>rank</th><th>cell</th><th class="n">effect{unit}</th><th></th><th class="n">normalized</th>' + (
+        "<th>same sign</th>" if kept else ""
     )
-    body = "".join(_table_row(i, row, names.index(row.cell), largest) for i, row in enumerate(rows))
+    body = "".join(_table_row(i, row, names.index(row.cell), largest, kept) for i, row in enumerate(rows))
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _table_row(rank: int, row: RankedCell, i: int, largest: float) -> str:
+def _table_row(rank: int, row: RankedCell, i: int, largest: float, kept: bool) -> str:
     size = abs(row.effect) / largest if math.isfinite(row.effect) else 0.0
-    left = 55 - 54 * size if row.effect < 0 else 55
+    left = 40 - 39 * size if row.effect < 0 else 40
     meter = (
-        '<svg class="meter" width="110" height="12"><line class="grid" x1="55" x2="55" y1="0" y2="12"/>'
+        '<svg class="meter" width="80" height="12"><line class="grid" x1="40" x2="40" y1="0" y2="12"/>'
         f'<rect class="cell{" neg" if row.effect < 0 else ""}" style="--v:0.75" x="{left:.1f}" y="2" '
-        f'width="{54 * size:.1f}" height="8"/></svg>'
+        f'width="{39 * size:.1f}" height="8"/></svg>'
     )
-    agreement = "" if row.agreement is None else f"<td>{row.agreement} of {row.n_prompts}</td>"
+    agreement = f"<td>{row.agreement} of {row.n_prompts}</td>" if kept else ""
     return (
         f'<tr data-i="{i}"><td class="soft">{rank + 1}</td><td>{escape(row.cell)}</td><td class="n">{aligned(row.effect)}</td>'
         f'<td>{meter}</td><td class="n">{aligned(row.normalized)}</td>{agreement}</tr>'
@@ -209,9 +211,10 @@ def _prompts(prompts: Sequence[tuple[str, str]]) -> str:
         f'<tr><td class="soft">{i}</td><td class="wrap">{escape(base)}</td><td class="wrap">{escape(source)}</td></tr>'
         for i, (base, source) in enumerate(prompts)
     )
+    many = "" if len(prompts) == 1 else "s"
     return (
-        f"<section><h2>Prompts</h2><details><summary>{len(prompts)} pairs</summary><div class='scroll'><table><thead><tr>"
-        f"<th></th><th>base</th><th>source</th></tr></thead><tbody>{rows}</tbody></table></div></details></section>"
+        f"<section><h2>Prompts</h2><details><summary>{len(prompts)} pair{many}</summary><div class='scroll'><table><thead>"
+        f"<tr><th></th><th>base</th><th>source</th></tr></thead><tbody>{rows}</tbody></table></div></details></section>"
     )
 
 
@@ -219,8 +222,14 @@ def _provenance(effects: "xarray.Dataset", more: Mapping[str, object] | None, co
     facts = {str(key): item for key, item in effects.attrs.items()} | dict(more or {})
     command = command or (str(facts.pop("command")) if facts.get("command") else None)
     facts.pop("command", None)
-    rows = "".join(f"<dt>{escape(_fact_name(key))}</dt><dd>{escape(_fact(key, item))}</dd>" for key, item in facts.items())
-    again = f"<p class='small soft' style='margin-top:14px'>To make it again:</p><pre>{escape(command)}</pre>" if command else ""
+    rows = "".join(
+        f"<dt>{escape(_fact_name(key))}</dt><dd>{escape(_fact(key, item))}</dd>" for key, item in facts.items()
+    )
+    again = (
+        f"<p class='small soft' style='margin-top:14px'>To make it again:</p><pre>{escape(command)}</pre>"
+        if command
+        else ""
+    )
     return f'<section><h2>Where this comes from</h2><dl class="facts">{rows}</dl>{again}</section>'
 
 
@@ -243,25 +252,23 @@ def _data(effects: "xarray.Dataset", views: list[View]) -> str:
 
 
 def _view_data(effects: "xarray.Dataset", shown: View) -> dict[str, object]:
-    effect = view(effects, metric=shown.metric, value="effect")
-    gap = shown.source - shown.base
-    normalized = [[number_or_none(v / gap) if gap else None for v in p.values.ravel()] for p in effect.panels]
-    values = [number_or_none(v) for panel in shown.panels for v in panel.values.ravel()]
+    every = lambda pick: [number_or_none(v) for panel in shown.panels for v in pick(panel).ravel()]
+    values = every(lambda panel: panel.values)
     by_prompt = None
     if _kept_prompts(effects):
-        every = [p.by_prompt.reshape(-1, p.by_prompt.shape[-1]) for p in effect.panels if p.by_prompt is not None]
-        by_prompt = [[number_or_none(v) for v in line] for line in np.concatenate(every)]
+        kept = [p.by_prompt.reshape(-1, p.by_prompt.shape[-1]) for p in shown.panels if p.by_prompt is not None]
+        by_prompt = [[number_or_none(v) for v in line] for line in np.concatenate(kept)]
     return {
         "metric": shown.metric,
         "value": shown.value,
         "unit": shown.metric_unit,
         "base": number_or_none(shown.base),
         "source": number_or_none(shown.source),
-        "perUnit": 1.0 / gap if shown.value == "normalized" else 1.0,
         "names": [name for panel in shown.panels for line in panel.cells for name in line],
         "values": values,
-        "effects": [number_or_none(v) for panel in effect.panels for v in panel.values.ravel()],
-        "normalized": [v for line in normalized for v in line],
+        "effects": every(lambda panel: panel.effects),
+        "normalized": every(lambda panel: panel.normalized),
+        "perUnit": every(lambda panel: panel.per_unit(shown)),
         "byPrompt": by_prompt,
         "top": max(range(len(values)), key=lambda i: abs(values[i] or 0.0)),
     }

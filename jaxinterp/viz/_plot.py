@@ -67,15 +67,16 @@ def _scale(shown: View) -> "matplotlib.cm.ScalarMappable":
 
 
 def _heatmaps(shown: View) -> "matplotlib.figure.Figure":
-    panels = shown.panels
+    panels = list(shown.panels)
     down = math.ceil(len(panels) / (4 if len(panels[0].columns) <= 12 else 2))
     across = math.ceil(len(panels) / down)
     cell = _cell_inches(panels[0], across)
     longest = max(len(label) for label in panels[0].columns)
     slanted = _slanted(panels[0], cell)
     width = across * (len(panels[0].columns) * cell + 0.55) + 1.35
-    height = down * (len(panels[0].rows) * cell + (0.2 if len(panels) > 1 else 0.0) + (0.45 + 0.062 * min(longest, 24) if slanted else 0.5)) + 0.8
-    figure = new_figure(max(width, _title_inches(shown), 3.6), max(height, 2.0))
+    under = (0.45 + 0.062 * min(longest, 24) if slanted else 0.5) + (0.2 if len(panels) > 1 else 0.0)
+    height = down * (len(panels[0].rows) * cell + under) + 0.8
+    figure = new_figure(max(width, _title_inches(shown), 3.6), max(height, 2.5))
     grid = figure.subplots(down, across, squeeze=False)
     scale = _scale(shown)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -100,7 +101,7 @@ def _slanted(panel: Panel, cell: float) -> bool:
 
 
 def _title_inches(shown: View) -> float:
-    return max(len(shown.title) * 0.092, len(shown.subtitle) * 0.068) + 0.3
+    return max(len(shown.title) * 0.094, len(shown.subtitle) * 0.07) + 0.3
 
 
 def _titles(figure: "matplotlib.figure.Figure", shown: View) -> None:
@@ -125,7 +126,7 @@ def _heatmap(
     gap = 1.2 if cell >= 0.2 else 0.4
     axes.pcolormesh(
         np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5, np.ma.masked_invalid(panel.values),
-        norm=scale.norm, cmap=scale.cmap, edgecolors="white", linewidth=gap,
+        vmin=-shown.limit, vmax=shown.limit, cmap=scale.cmap, edgecolors="white", linewidth=gap,
     )  # fmt: skip
     axes.set_ylim(rows - 0.5, -0.5)
     axes.set_aspect("equal")
@@ -216,8 +217,7 @@ def _spread(axes: "matplotlib.axes.Axes", shown: View) -> None:
     panel = shown.panels[0]
     if panel.by_prompt is None:
         return
-    unit = shown.source - shown.base if shown.value == "normalized" else 1.0
-    dots = panel.by_prompt[0] / unit
+    dots = panel.by_prompt[0] * panel.per_unit(shown)[0][:, None]
     shift = np.linspace(-0.2, 0.2, dots.shape[1])
     across = np.arange(dots.shape[0])[:, None] + shift[None, :]
     axes.scatter(across, dots, s=6, color=INK, alpha=0.35, linewidth=0, zorder=3)

@@ -75,7 +75,7 @@ def new_figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """A figure of its own, outside pyplot's list: nothing to close; notebooks show it as the last value of a cell."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=150, layout="compressed")
     figure._repr_png_ = functools.partial(_png, figure)  # type: ignore[attr-defined]
     return figure
 

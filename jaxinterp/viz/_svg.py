@@ -9,7 +9,8 @@ from html import escape
 
 import numpy as np
 
-from jaxinterp.viz._views import Panel, View, number, visible
+from jaxinterp.viz._labels import number, visible
+from jaxinterp.viz._views import Panel, View
 
 _LETTER = 6.8
 _SLANT = 0.82
@@ -74,7 +75,8 @@ def _heatmap(panel: Panel, shown: View, first: int) -> str:
     parts.append(_text(left + columns * side / 2, height - 4, panel.column_axis, "axis", "middle"))
     middle = top + rows * side / 2
     parts.append(
-        f'<text class="axis" transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(panel.row_axis)}</text>'
+        f'<text class="axis" transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">'
+        f"{escape(panel.row_axis)}</text>"
     )
     last = first + rows * columns - 1
     return (
@@ -170,8 +172,7 @@ def _bars(panel: Panel, shown: View, first: int) -> str:
 
 def line_svg(shown: View) -> str:
     """Where every patched run lands on the line from the base run to the source run."""
-    effects = np.concatenate([panel.values.ravel() for panel in shown.panels])
-    landed = shown.base + effects * (shown.source - shown.base if shown.value == "normalized" else 1.0)
+    landed = shown.base + np.concatenate([panel.effects.ravel() for panel in shown.panels])
     landed = landed[np.isfinite(landed)]
     ends = [end for end in (shown.base, shown.source) if math.isfinite(end)]
     if not (len(landed) and ends):

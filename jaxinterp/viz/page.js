@@ -15,7 +15,7 @@ let pinned = null;
 function valueAt(view, i) {
   if (prompt < 0 || !view.byPrompt) return view.values[i];
   const effect = view.byPrompt[i][prompt];
-  return effect === null ? null : effect * view.perUnit;
+  return effect === null || view.perUnit[i] === null ? null : effect * view.perUnit[i];
 }
 
 function paint(index) {

@@ -1,0 +1,43 @@
+"""The commands by name; each is imported when it is called."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A command as the general help lists it."""
+
+    module: str
+    summary: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command: its options as a dataclass, its help, and the function that runs it.
+
+    Attributes:
+        options: the dataclass; it has a field `output`.
+        description: what `--help` teaches, examples included.
+        run: `(options, output, command line) -> result`, which `--json` prints.
+    """
+
+    options: type
+    description: str
+    run: Callable[[Any, Any, str], dict[str, Any]]
+
+
+COMMANDS = {
+    "demo": Summary(module="_demo", summary="a story on a real model: who carries the pronoun, and is it true?"),
+    "predict": Summary(module="_predict", summary="the most probable next tokens of a prompt"),
+    "generate": Summary(module="_generate", summary="continue a prompt"),
+    "sites": Summary(module="_sites", summary="list every named value of a model: axes, shape, bytes"),
+    "patch": Summary(module="_patch", summary="sweep over heads, layers, positions: what carries the answer"),
+}
+
+
+def load_command(name: str) -> Command:
+    """The command called `name`."""
+    return importlib.import_module(f"jaxinterp.cli.{COMMANDS[name].module}").COMMAND

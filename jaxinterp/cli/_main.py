@@ -1,0 +1,149 @@
+"""From arguments to a command, and from what happens to an exit code."""
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jaxinterp
+from jaxinterp._errors import (
+    JaxinterpError,
+    MissingFileError,
+    SiteIndexError,
+    SiteTypeError,
+    TokenError,
+    UnvisitedSiteError,
+    closest,
+)
+from jaxinterp.cli._commands import COMMANDS, Command, load_command
+
+OK, MISTAKE, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 70, 130
+
+_HELP = """\
+usage: jaxinterp [-h] [--version] COMMAND ...
+
+Look inside language models: read a model's sites, patch one place at a time, measure what it does.
+
+commands:
+{commands}
+
+start here:
+  jaxinterp demo                                     a story on a real model, in about a minute
+  jaxinterp predict "Once upon a time"               the most probable next tokens
+  jaxinterp patch --clean "One day, Lily had an idea." --corrupt "One day, Tim had an idea." \\
+                  --correct " She" --wrong " He"     which heads carry the pronoun
+
+`jaxinterp COMMAND --help` explains every option. --model takes a folder with config.json and safetensors, a model of
+the Hugging Face hub, or one of the models that come with jaxinterp.
+
+exit codes: 0 done; 1 something that you can mend, explained on the error stream; 2 unknown command or option;
+70 a fault of jaxinterp; 130 interrupted."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command `jaxinterp`.
+
+    Args:
+        argv: the arguments behind the command's name; None takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # the parser of options
+        return stop.code if isinstance(stop.code, int) else USAGE
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
+        print(_HELP.format(commands="\n".join(lines)))
+        return OK if arguments else USAGE
+    name, rest = arguments[0], arguments[1:]
+    if name in ("--version", "version"):
+        print(_version())
+        return OK
+    if name not in COMMANDS:
+        print(f"jaxinterp: unknown command {name!r}. {closest(name, COMMANDS)}", file=sys.stderr)
+        return USAGE
+    command = load_command(name)
+    return _run(name, command, _parse(name, command, rest), arguments)
+
+
+def _version() -> str:
+    import platform
+
+    import jax
+
+    return f"jaxinterp {jaxinterp.__version__} (jax {jax.__version__}, Python {platform.python_version()})"
+
+
+def _parse(name: str, command: Command, rest: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(
+        command.options,
+        prog=f"jaxinterp {name}",
+        description=command.description,
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int:
+    from jaxinterp.cli._cache import keep_compiled_programs
+    from jaxinterp.cli._output import Output, command_line
+
+    output = Output(as_json=options.output.json)
+    keep_compiled_programs()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
+            result = command.run(options, output, command_line(arguments))
+    except JaxinterpError as error:
+        output.error(type(error).__name__, str(error), _hint(name, error))
+        return MISTAKE
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        output.error(type(error).__name__, str(error), "Check the path, its permissions and the free space.")
+        return MISTAKE
+    except Exception as error:
+        _fault(output, error)
+        return FAULT
+    if output.as_json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    sys.stdout.flush()
+    return OK
+
+
+def _hint(name: str, error: JaxinterpError) -> str:
+    if isinstance(error, UnvisitedSiteError | SiteIndexError | SiteTypeError):
+        return "`jaxinterp sites --model MODEL` lists every site with its axes and shape."
+    if isinstance(error, TokenError):
+        return "Mind the space before a word (--correct ' She'); `jaxinterp predict` shows how a prompt is cut into tokens."
+    if isinstance(error, MissingFileError):
+        return (
+            "--model takes a folder with config.json and safetensors, a hub id, or a model that comes with jaxinterp."
+        )
+    return f"`jaxinterp {name} --help` explains every option."
+
+
+def _fault(output: Any, error: Exception) -> None:
+    import traceback
+
+    traceback.print_exception(error, file=sys.stderr)
+    output.error(
+        type(error).__name__, f"{error}".splitlines()[0] if str(error) else "",
+        "This is a fault of jaxinterp, not yours. Please report it with the lines above and `jaxinterp --version`.",
+    )  # fmt: skip

@@ -1,0 +1,97 @@
+"""Options that several commands share."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from jaxinterp._errors import InputError
+from jaxinterp.weights import LanguageModel, load
+
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")]
+Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: all)")]
+ModelName = Annotated[str, tyro.conf.arg(metavar="MODEL")]
+Prompt = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PROMPT")]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it is read."""
+
+    model: ModelName = "stories"
+    """A checkpoint folder, a hub id (openai-community/gpt2), or a model that comes with jaxinterp (stories)."""
+
+    revision: OptionalText = None
+    """Branch, tag or commit of a model on the hub."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the parameters."""
+
+    bos: Literal["auto", "yes", "no"] = "auto"
+    """Whether a BOS token is put in front of every prompt. auto follows the tokenizer's own files."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How the result is printed."""
+
+    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Print one JSON object instead of text; errors too, as {"error": ...}."""
+
+
+ModelArgs = Annotated[ModelOptions, tyro.conf.OmitArgPrefixes]
+OutputArgs = Annotated[OutputOptions, tyro.conf.OmitArgPrefixes]
+
+_POLICY: dict[str, bool | None] = {"auto": None, "yes": True, "no": False}
+
+
+def load_model(options: ModelOptions) -> LanguageModel:
+    """The model that was asked for, with the BOS policy that was asked for."""
+    from jaxinterp import zoo
+
+    shipped = options.model in zoo.names()
+    if shipped and options.revision is not None:
+        raise InputError(f"{options.model} comes with jaxinterp and has no revisions. Leave --revision out.")
+    place = zoo.path(options.model) if shipped else options.model
+    return load(place, dtype=options.dtype, revision=options.revision, prepend_bos=_POLICY[options.bos])
+
+
+def bos_policy(lm: LanguageModel) -> str:
+    """The policy in words."""
+    if lm.tokenizer is None:
+        return "no tokenizer"
+    if not lm.tokenizer.prepend_bos:
+        return "BOS is not prepended"
+    assert lm.tokenizer.bos_id is not None
+    return f"BOS {lm.tokenizer.str_tokens([lm.tokenizer.bos_id])[0]!r} is prepended"
+
+
+def headline(lm: LanguageModel, options: ModelOptions) -> str:
+    """The model in one line: name, revision, size, BOS policy."""
+    c = lm.config
+    revision = f" at {lm.source['revision']}" if lm.source.get("revision") else ""
+    return f"{options.model}{revision}: {c.n_layers} layers, {c.n_heads} heads, d_model {c.d_model}; {bos_policy(lm)}"
+
+
+def provenance(lm: LanguageModel, options: ModelOptions, command: str) -> dict[str, Any]:
+    """What is kept with every result: model, revision, BOS policy, number format, time, command."""
+    import datetime
+
+    return {
+        "model": options.model,
+        "revision": lm.source.get("revision") or "none",
+        "family": lm.source.get("family"),
+        "dtype": options.dtype,
+        "prepend_bos": lm.tokenizer is not None and lm.tokenizer.prepend_bos,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+    }
+
+
+def model_facts(lm: LanguageModel, options: ModelOptions) -> dict[str, Any]:
+    """The same, for a command's JSON."""
+    facts = provenance(lm, options, "")
+    return {key: facts[key] for key in ("model", "revision", "family", "dtype", "prepend_bos")}

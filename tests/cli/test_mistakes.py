@@ -1,0 +1,159 @@
+"""Every mistake that reaches the command line: exit code 1, one clear message, no traceback, nothing left behind."""
+
+import json
+import shutil
+import struct
+
+import numpy as np
+import pytest
+
+SHE_HE = ("--correct", " She", "--wrong", " He")
+
+
+@pytest.fixture
+def refused(cli, tmp_path):
+    """Runs a command that must be refused; returns its message."""
+
+    def run(*arguments, code=1):
+        done = cli(*arguments)
+        assert done.code == code, (done.out, done.err)
+        assert "Traceback" not in done.err and done.err.startswith("error: ") and "\nhint: " in done.err
+        return done.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--site": "attn.zz"}, "Did you mean 'attn.z'"),
+        ({"--layers": "9"}, "0 to 4"),
+        ({"--heads": "8"}, "0 to 7"),
+        ({"--over": "layer,position", "--positions": "99"}, "0 to"),
+        ({"--over": "layer,hed"}, "hed"),
+        ({"--over": "layer,position", "--heads": "1"}, "Add it to --over"),
+        ({"--site": "resid_pre"}, "no head"),
+        ({"--over": "layer,head,position,feature"}, "has 4 axes"),
+        ({"--corrupt": "One day, Timothy had an idea."}, "corrupt (16)"),
+        ({"--corrupt": "One day, Lily had an idea."}, "the same tokens"),
+        ({"--correct": " Sheriff"}, "Sheriff"),
+        ({"--wrong": " She"}, "both a correct and a wrong answer"),
+        ({"--clean": ""}, "empty"),
+        ({"--clean": "Lily. " * 600, "--corrupt": "Tim. " * 600}, "512"),
+        ({"--pairs": "nowhere.jsonl"}, "Give one or the other"),
+        ({"--model": "no-such-folder"}, "no-such-folder"),
+        ({"--revision": "main", "--model": "no/such/folder"}, "no/such/folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_options_of_patch(refused, stories, pair, tmp_path, change, message):
+    options = {
+        "--model": str(stories),
+        **dict(zip(pair[::2], pair[1::2], strict=True)),
+        "--out": str(tmp_path / "out"),
+    } | change
+    said = refused("patch", *[part for item in options.items() for part in item])
+    assert message in said
+    assert not (tmp_path / "out" / "effects.html").exists()
+
+
+def test_missing_prompts_and_a_missing_or_faulty_file_of_pairs(refused, stories, tmp_path):
+    assert "--corrupt, --correct, --wrong" in refused(
+        "patch", "--model", stories, "--clean", "a", "--out", tmp_path / "o"
+    )
+    assert "nowhere.jsonl" in refused("patch", "--model", stories, "--pairs", "nowhere.jsonl", "--out", tmp_path / "o")
+    faulty = tmp_path / "pairs.jsonl"
+    faulty.write_text('{"clean": "a"\n{"clean": "One", "corrupt": "Two", "corect": " a", "wrong": " b"}\n')
+    said = refused("patch", "--model", stories, "--pairs", faulty, "--out", tmp_path / "o")
+    assert "line 1: not JSON" in said and "line 2" in said and "Did you mean 'correct'" in said
+
+
+def test_other_commands(refused, stories):
+    assert "empty" in refused("predict", "", "--model", stories)
+    assert "empty" in refused("generate", "", "--model", stories)
+    assert "k = 0" in refused("predict", "a", "--k", 0, "--model", stories)
+    assert "512" in refused("generate", "Once", "--max-new-tokens", 600, "--model", stories)
+    assert "512" in refused("predict", "Once upon a time. " * 200, "--model", stories)
+    assert "temperature" in refused("generate", "Once", "--temperature", -1, "--model", stories)
+
+
+def test_a_place_that_can_not_be_written_is_refused_before_the_work(refused, stories, pair, tmp_path):
+    (tmp_path / "file").write_text("kept")
+    assert "file" in refused("patch", "--model", stories, *pair, "--out", tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_errors_as_json(cli, stories):
+    done = cli("predict", "", "--model", stories, "--json")
+    assert done.code == 1
+    error = done.json()["error"]
+    assert error["type"] == "TokenError" and "empty" in error["message"] and error["hint"]
+
+
+@pytest.fixture
+def checkpoint(stories, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(stories, folder)
+    for file in (folder, *folder.iterdir()):
+        file.chmod(0o755)
+    return folder
+
+
+def tensors_of(folder):
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def truncated(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def huge_header(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 1 << 62) + b"{}")
+
+
+def not_a_number(folder):
+    from safetensors.numpy import save_file
+
+    tensors = tensors_of(folder)
+    name = next(name for name in tensors if "q_proj" in name)
+    tensors[name] = np.full_like(tensors[name], np.nan)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def without_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+
+
+def other_architecture(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+
+
+def missing_shard(folder):
+    names = dict.fromkeys(tensors_of(folder), "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+
+
+def pickled(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncated, "model.safetensors"),
+        (huge_header, "model.safetensors"),
+        (not_a_number, "q_proj"),
+        (without_tokenizer, "tokenizer.json"),
+        (other_architecture, "mamba"),
+        (missing_shard, "model-00002-of-00002.safetensors"),
+        (pickled, "safetensors"),
+    ],
+)
+def test_broken_checkpoints(refused, checkpoint, damage, message):
+    damage(checkpoint)
+    assert message in refused("predict", "Once", "--model", checkpoint)

@@ -1,0 +1,72 @@
+"""`predict`, `generate`, `sites`."""
+
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+
+
+@pytest.fixture(scope="module")
+def lm(shared):
+    return ji.load(shared / "stories260k")
+
+
+def test_predict_is_the_api_as_a_table_and_as_json(cli, stories, lm):
+    expected = lm.predict("Once upon a", k=3)
+    done = cli("predict", "Once upon a", "--k", 3, "--model", stories, "--json")
+    assert done.code == 0 and done.err == ""
+    result = done.json()
+    assert [row["token"] for row in result["predictions"]] == [row.token for row in expected]
+    np.testing.assert_allclose(
+        [row["logit"] for row in result["predictions"]], [row.logit for row in expected], rtol=1e-6
+    )
+    assert result["tokens"] == ["<s>", " Once", " upon", " a"] and result["prepend_bos"] is True
+    text = cli("predict", "Once upon a", "--k", 3, "--model", stories).out
+    assert "BOS '<s>' is prepended" in text and "' time'" in text and f"{expected[0].logit:.3f}" in text
+
+
+def test_the_bos_policy_can_be_set_and_is_said(cli, stories):
+    done = cli("predict", "Once upon a", "--model", stories, "--bos", "no")
+    assert "BOS is not prepended" in done.out and "<s>" not in done.out
+    assert cli("predict", "Once upon a", "--model", stories, "--bos", "no", "--json").json()["prepend_bos"] is False
+
+
+def test_generate_greedy_and_sampled(cli, stories, lm):
+    greedy = cli("generate", "One day, Tim", "--max-new-tokens", 8, "--model", stories, "--json").json()
+    assert greedy["text"] == lm.generate("One day, Tim", 8)
+    sampled = [
+        cli(
+            "generate",
+            "One day, Tim",
+            "--max-new-tokens",
+            8,
+            "--temperature",
+            2.0,
+            "--seed",
+            seed,
+            "--model",
+            stories,
+            "--json",
+        )
+        for seed in (1, 1, 2)
+    ]
+    texts = [done.json()["text"] for done in sampled]
+    assert texts[0] == texts[1] != texts[2]
+    assert "is prepended" in cli("generate", "One day, Tim", "--max-new-tokens", 8, "--model", stories).out
+
+
+def test_sites_lists_what_the_api_lists(cli, stories, lm):
+    result = cli("sites", "--model", stories, "--prompt", "Once upon a time", "--json").json()
+    table = lm.sites("Once upon a time")
+    assert [site["name"] for site in result["sites"]] == [row.name for row in table]
+    z = next(site for site in result["sites"] if site["name"] == "attn.z")
+    assert z["shape"] == [5, 1, 5, 8, 8] and z["layered"] and not z["on_demand"]
+    text = cli("sites", "--model", stories).out
+    assert "attn.pattern" in text and "LBHTS" in text and "is prepended" in text
+
+
+def test_a_model_that_comes_with_jaxinterp_is_the_default(cli):
+    result = cli("predict", "Once upon a", "--k", 1, "--json").json()
+    assert result["model"] == "stories" and result["predictions"][0]["token"] == " time"
+    refused = cli("predict", "Once upon a", "--revision", "main")
+    assert refused.code == 1 and "has no revisions" in refused.err
