@@ -16,7 +16,7 @@ from jaxinterp.models import Model, token_positions
 from jaxinterp.nn import take_rows
 from jaxinterp.patching._cells import Cells
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.tap import Handler, SiteTable, place, run, sites
+from jaxinterp.tap import IDENTITY, Handler, SiteTable, place, run, sites
 
 Forward = Model | Callable[..., Array]
 """A `Model`, or a function `(params, tokens, *, tap) -> logits [B, T, V]`."""
@@ -53,12 +53,11 @@ def run_cells(
         Values [n, M, B], and the logits that each metric reads, [n, B, P, tokens] (an empty list unless asked for).
     """
     where = cells.where()
-    chunk = chunk_size(model, params, tokens, len(cells), metrics=metrics, mask=mask, memory=memory, op=op)
+    chunk = chunk_size(model, params, tokens, len(cells), op=op, metrics=metrics, memory=memory)
     values, logits = [], []
     for start in range(0, len(cells), chunk):
-        rows = np.minimum(
-            np.arange(start, start + chunk), len(cells) - 1
-        )  # the last chunk is filled up: one shape, one compile
+        # The last chunk is filled up with its last cell: one shape, one compile.
+        rows = np.minimum(np.arange(start, start + chunk), len(cells) - 1)
         part = {key: index[rows] for key, index in where.items()}
         got, kept = _chunk(model, params, tokens, mask, part, op, tuple(metrics), keep_logits)
         n = min(chunk, len(cells) - start)
@@ -101,7 +100,7 @@ def read(
     places = token_positions(tokens, mask, None)
     rows = [_rows(places, jnp.asarray(m.positions), tokens.shape[0]) for m in metrics]
     needed = [m.tokens for m in metrics]
-    narrow = isinstance(model, Model) and not any(s.startswith(("final.", "logits")) for h in handlers for s in h.sites)
+    narrow = _is_narrow(model, *handlers)
     if narrow:
         assert isinstance(model, Model)
         answers = None if any(t is None for t in needed) else jnp.concatenate([_legal(t) for t in needed], 1)
@@ -121,6 +120,12 @@ def read(
             part = jnp.take_along_axis(part, _legal(metric.tokens)[:, None, :], axis=2)
         logits.append(part)
     return jnp.stack([m(x) for m, x in zip(metrics, logits, strict=True)]), logits
+
+
+def _is_narrow(model: Forward, *handlers: Handler) -> bool:
+    """Whether logits are computed only where a metric reads them."""
+    behind = any(name.startswith(("final.", "logits")) for h in handlers for name in h.sites)
+    return isinstance(model, Model) and not behind
 
 
 def _whole(model: Forward, params: Params, tokens: Array, mask: Array | None, handlers: Sequence[Handler]) -> Array:
@@ -160,24 +165,31 @@ def chunk_size(
     tokens: Array,
     n_cells: int,
     *,
+    op: Handler,
     metrics: Sequence[Metric],
-    mask: Array | None = None,
     memory: int | None = None,
-    op: Handler | None = None,
 ) -> int:
-    """How many cells run side by side: as many as the budget holds, spread evenly over the chunks; at least one."""
+    """How many cells run side by side: as many as the budget holds, spread evenly over the chunks; at least one.
+
+    A cell is taken to need one layer's values, since the scan over layers keeps no more, and three times its logits.
+    """
     budget = device_memory() // 4 if memory is None else memory
-    block = sum(
-        s.bytes // (s.n_layers or 1) for s in site_table(model, params, tokens) if s.name not in ("logits", *_SPLIT)
+    table = [s for s in site_table(model, params, tokens) if s.name not in _BY_HEAD]
+    layer = sum(s.bytes // (s.n_layers or 1) for s in table if s.name != "logits")
+    out = (
+        model.config.outputs
+        if isinstance(model, Model)
+        else jax.eval_shape(model, params, tokens, tap=IDENTITY).shape[-1]
     )
-    vocabulary = sum(4 * s.shape[-1] for s in site_table(model, params, tokens) if s.name == "logits")
-    width = sum(m.positions.size * (vocabulary if m.tokens is None else 4 * m.tokens.shape[1]) for m in metrics)
-    per_cell = max(1, block + 3 * width)
-    fits = max(1, min(n_cells, int(budget // per_cell), MOST_CELLS))
+    if _is_narrow(model, op):
+        logits = sum(m.positions.size * (out if m.tokens is None else m.tokens.shape[1]) for m in metrics)
+    else:
+        logits = tokens.size * out
+    fits = max(1, min(n_cells, int(budget // max(1, layer + 3 * 4 * logits)), MOST_CELLS))
     return -(-n_cells // -(-n_cells // fits))
 
 
-_SPLIT = ("attn.q_in", "attn.k_in", "attn.v_in", "attn.result")
+_BY_HEAD = ("attn.q_in", "attn.k_in", "attn.v_in", "attn.result")  # large, on demand, hardly ever wanted
 MOST_CELLS = 512
 
 
