@@ -8,8 +8,9 @@
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo "$$p"; break; }; done)
 JOBS ?= 2
-# No torch release but this one may be taken: through another package, pip picks a build with several GB of CUDA.
-TORCH = torch==2.13.0
+# Installed before the packages that need it, so that they take this release. On Linux, PyPI's own build of it brings several
+# GB of CUDA; the CPU build suffices: make parity TORCH='--index-url <PyTorch's index of CPU builds> torch==2.13.0'
+TORCH ?= torch==2.13.0
 PIP = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

@@ -98,34 +98,51 @@ def read(
     A `Model` computes logits only at the positions and of the tokens that are read, unless an edit is behind the blocks.
     """
     places = token_positions(tokens, mask, None)
-    rows = [_rows(places, jnp.asarray(m.positions), tokens.shape[0]) for m in metrics]
-    needed = [m.tokens for m in metrics]
-    narrow = _is_narrow(model, *handlers)
-    if narrow:
-        assert isinstance(model, Model)
-        answers = None if any(t is None for t in needed) else jnp.concatenate([_legal(t) for t in needed], 1)
-        out = run(model.forward, *handlers)(params, tokens, mask=mask, read=jnp.concatenate(rows, 1), answers=answers)[
-            0
-        ]
+    hits = [places[:, :, None] == jnp.asarray(m.positions)[:, None, :] for m in metrics]  # [B, T, P]
+    rows = [jnp.argmax(hit, axis=1) for hit in hits]
+    if _is_narrow(model, *handlers):
+        logits = _narrow(model, params, tokens, mask, metrics, rows, handlers)  # type: ignore[arg-type]
     else:
-        out = _whole(model, params, tokens, mask, handlers)
-    logits, row, column = [], 0, 0
-    for metric, at in zip(metrics, rows, strict=True):
-        part = out[:, row : row + at.shape[1]] if narrow else take_rows(out, at)
-        row += at.shape[1]
-        if metric.tokens is not None and narrow and answers is not None:
-            part = part[:, :, column : column + metric.tokens.shape[1]]
-            column += metric.tokens.shape[1]
-        elif metric.tokens is not None:
-            part = jnp.take_along_axis(part, _legal(metric.tokens)[:, None, :], axis=2)
-        logits.append(part)
+        whole = _whole(model, params, tokens, mask, handlers)
+        logits = [_of_tokens(take_rows(whole, at), m) for m, at in zip(metrics, rows, strict=True)]
+    # A position that a prompt does not have is NaN, never another row.
+    logits = [jnp.where(h.any(1)[..., None], x, jnp.nan) for h, x in zip(hits, logits, strict=True)]
     return jnp.stack([m(x) for m, x in zip(metrics, logits, strict=True)]), logits
 
 
 def _is_narrow(model: Forward, *handlers: Handler) -> bool:
-    """Whether logits are computed only where a metric reads them."""
-    behind = any(name.startswith(("final.", "logits")) for h in handlers for name in h.sites)
+    """Whether logits are computed only where a metric reads them: a model's, with no edit behind its blocks."""
+    names = [name for h in handlers for name in h.sites]
+    behind = any(name.startswith(("final.", "logits")) or set(name) & set("*?[") for name in names)
     return isinstance(model, Model) and not behind
+
+
+def _narrow(
+    model: Model,
+    params: Params,
+    tokens: Array,
+    mask: Array | None,
+    metrics: Sequence[Metric],
+    rows: list[Array],
+    handlers: Sequence[Handler],
+) -> list[Array]:
+    """One unembedding of the rows of all metrics, and of their tokens only if each names some."""
+    named = [m.tokens for m in metrics]
+    answers = None if any(t is None for t in named) else jnp.concatenate([_legal(t) for t in named], 1)
+    forward = run(model.forward, *handlers)
+    out = forward(params, tokens, mask=mask, read=jnp.concatenate(rows, 1), answers=answers)[0]
+    parts = jnp.split(out, np.cumsum([at.shape[1] for at in rows])[:-1], axis=1)
+    if answers is None:
+        return [_of_tokens(part, m) for part, m in zip(parts, metrics, strict=True)]
+    columns = np.cumsum([0, *(t.shape[1] for t in named if t is not None)])
+    return [part[:, :, columns[i] : columns[i + 1]] for i, part in enumerate(parts)]
+
+
+def _of_tokens(logits: Array, metric: Metric) -> Array:
+    """[B, P, V] to the metric's tokens, or all."""
+    if metric.tokens is None:
+        return logits
+    return jnp.take_along_axis(logits, _legal(metric.tokens)[:, None, :], axis=2)
 
 
 def _whole(model: Forward, params: Params, tokens: Array, mask: Array | None, handlers: Sequence[Handler]) -> Array:
@@ -146,12 +163,6 @@ def _whole(model: Forward, params: Params, tokens: Array, mask: Array | None, ha
 
 def _legal(tokens: Any) -> Array:
     return jnp.maximum(jnp.asarray(tokens), 0)
-
-
-def _rows(places: Array, positions: Array, batch: int) -> Array:
-    """Row indices [B, P] of absolute positions [B, P]."""
-    places = jnp.broadcast_to(places, (batch, places.shape[1]))
-    return jnp.argmax(places[:, :, None] == positions[:, None, :], axis=1)
 
 
 def site_table(model: Forward, params: Params, tokens: Array) -> SiteTable:
@@ -179,13 +190,15 @@ def chunk_size(
     out = (
         model.config.outputs
         if isinstance(model, Model)
-        else jax.eval_shape(model, params, tokens, tap=IDENTITY).shape[-1]
+        else jax.eval_shape(lambda p, t: model(p, t, tap=IDENTITY), params, tokens).shape[-1]
     )
     if _is_narrow(model, op):
         logits = sum(m.positions.size * (out if m.tokens is None else m.tokens.shape[1]) for m in metrics)
     else:
         logits = tokens.size * out
     fits = max(1, min(n_cells, int(budget // max(1, layer + 3 * 4 * logits)), MOST_CELLS))
+    if fits < n_cells:
+        fits = 1 << (fits.bit_length() - 1)  # a power of two, so that a little less free memory compiles nothing new
     return -(-n_cells // -(-n_cells // fits))
 
 

@@ -28,8 +28,8 @@ def sweep(
     model: Forward,
     params: Params,
     *,
-    base: ArrayLike,
-    source: ArrayLike | None = None,
+    base: Any,
+    source: Any = None,
     site: str,
     over: Any,
     metric: Any,
@@ -61,7 +61,8 @@ def sweep(
         mask: True at real tokens [B, T], where prompts are padded.
         roles: absolute positions [B] by name, for the axis role.
         keep: "prompts" for effects by prompt, "logits" for the logits that the metrics read (other metrics then need no rerun).
-        tokenizer: with `str_tokens(ids)`; adds the text of the first base prompt's tokens as a coordinate of position.
+        tokenizer: with `str_tokens(ids)` and `bos_id`; adds the text of the longest base prompt's tokens as a coordinate of
+            position, and records whether the prompts begin with BOS.
         provenance: recorded in the result's attributes: `lm.source`, say.
         memory: bytes that a chunk of cells may take; None: a quarter of what the device has free.
         progress: whether to show a bar.
@@ -106,8 +107,10 @@ def sweep(
         )
     there = exists(cells, base, mask)
     _check_finite(np.where(there[:, None], values, 0.0), metrics, "patched")
-    about = {"site": site, "op": _op_name(op), **(provenance or {})}
-    return dataset(cells, metrics, values, logits, baseline, target, there, keep, _texts(tokenizer, base, cells), about)
+    about = {"site": site, "op": _op_name(op), **(provenance or {}), **_bos(tokenizer, base, mask)}
+    return dataset(
+        cells, metrics, values, logits, baseline, target, there, keep, _texts(tokenizer, base, mask, cells), about
+    )
 
 
 def _metrics(metric: Any) -> dict[str, Metric]:
@@ -129,8 +132,8 @@ def _prompts(
     unknown = set(keep) - {"prompts", "logits"}
     if unknown:
         raise InputError(f"keep={tuple(keep)}: legal are 'prompts' and 'logits'.")
-    base = jnp.asarray(base)
-    source = None if source is None else jnp.asarray(source)
+    base = _tokens(base, "base")
+    source = None if source is None else _tokens(source, "source")
     mask = None if mask is None else jnp.asarray(mask, bool)
     if source is not None and source.shape != base.shape:
         raise InputError(
@@ -156,6 +159,23 @@ def _prompts(
                 f"metric {name!r} reads token {int(np.max(m.tokens))}; the model has {model.config.outputs} outputs."
             )
     return base, source, mask
+
+
+def _tokens(tokens: Any, what: str) -> Array:
+    array = (
+        tokens if hasattr(tokens, "dtype") else np.asarray(tokens, dtype=None if _is_rectangular(tokens) else object)
+    )
+    if array.ndim != 2 or not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{what} is not an array of token ids [batch, position], but {type(tokens).__name__} of {array.dtype}"
+            f"{list(array.shape)}. Encode texts first (lm.encode(texts), jaxinterp.tasks.pairs_from_text); prompts of different "
+            "lengths need padding and a mask (lm.encode_padded)."
+        )
+    return jnp.asarray(array)
+
+
+def _is_rectangular(rows: Any) -> bool:
+    return not isinstance(rows, (list, tuple)) or len({np.size(row) for row in rows}) <= 1
 
 
 def _edit(
@@ -197,7 +217,8 @@ def _check_finite(values: np.ndarray, metrics: Mapping[str, Metric], what: str) 
         if not np.isfinite(row).all():
             raise InputError(
                 f"metric {name!r} of the {what} run is not finite ({np.isnan(row).sum()} NaN, {np.isinf(row).sum()} infinite of "
-                f"{row.size}). Are there NaN in the weights, or answers of probability 0?"
+                f"{row.size}). Are there NaN in the weights, token ids outside the vocabulary, or "
+                "answers of probability 0?"
             )
 
 
@@ -205,12 +226,24 @@ def _op_name(op: Any) -> str:
     return getattr(op, "__name__", None) or getattr(getattr(op, "func", None), "__name__", repr(op))
 
 
-def _texts(tokenizer: Any, base: Array, cells: Cells) -> list[str] | None:
+def _bos(tokenizer: Any, base: Array, mask: Array | None) -> dict[str, bool]:
+    """Whether the prompts begin with BOS, read off the prompts themselves."""
+    bos = getattr(tokenizer, "bos_id", None)
+    if bos is None:
+        return {}
+    first = np.zeros(len(base), int) if mask is None else np.asarray(mask).argmax(1)
+    return {"prepend_bos": bool((np.asarray(base)[np.arange(len(base)), first] == bos).all())}
+
+
+def _texts(tokenizer: Any, base: Array, mask: Array | None, cells: Cells) -> list[str] | None:
+    """The tokens of the longest prompt (the first of several) at the positions of the cells."""
     axes = [a for a, _ in cells.axes]
     if tokenizer is None or "position" not in axes:
         return None
-    texts = tokenizer.str_tokens(np.asarray(base[0]).tolist())
-    return [texts[i] for i in cells.labels[axes.index("position")]]
+    real = np.ones(base.shape, bool) if mask is None else np.asarray(mask)
+    longest = int(real.sum(1).argmax())
+    texts = tokenizer.str_tokens(np.asarray(base)[longest][real[longest]].tolist())
+    return [texts[i] if i < len(texts) else "" for i in cells.labels[axes.index("position")]]
 
 
 @contextlib.contextmanager

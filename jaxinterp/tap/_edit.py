@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxinterp._errors import InputError, SiteTypeError
+from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array
 from jaxinterp.tap._site import Handler, Site
 from jaxinterp.tap._where import axis_of, make_where, select, spread
@@ -136,8 +138,29 @@ def _scale(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array
     return value * jnp.asarray(data["factor"], value.dtype), None
 
 
+def refuse_nan(site: str, what: str, value: Any) -> None:
+    """Refuses NaN in what an edit brings, where its value is known."""
+    if is_traced(value):
+        return
+    with jax.ensure_compile_time_eval():
+        if bool(jnp.isnan(jnp.asarray(value)).any()):
+            raise InputError(
+                f"the {what} for {site!r} has NaN in it; what comes of it could not be told from an error."
+            )
+
+
+def check_scalar(site: str, what: str, value: Any) -> None:
+    """Refuses what is no single number."""
+    if jnp.ndim(value):
+        raise SiteTypeError(
+            f"the {what} for {site!r} has shape {list(jnp.shape(value))}; give a number or a scalar array."
+        )
+    refuse_nan(site, what, value)
+
+
 def scale(site: str, factor: Any, **where: Any) -> Handler:
     """Multiplies the value of a site by a number or scalar array; `where` as in `edit`."""
+    check_scalar(site, "factor", factor)
     return Handler(sites=(site,), visit=Edit(_scale), data={"where": make_where(**where), "factor": factor})
 
 
@@ -167,6 +190,7 @@ def _subspace(change: Any, site: str, basis: Any, where: Mapping[str, Any]) -> H
         raise SiteTypeError(
             f"a basis of shape {list(basis.shape)} for {site!r}; legal: [D], or [n, D] with one direction a row."
         )
+    refuse_nan(site, "basis", basis)
     basis = jnp.atleast_2d(basis)
     data = {"where": make_where(**where), "basis": basis, "dual": jnp.linalg.pinv(basis)}
     return Handler(sites=(site,), visit=Edit(change), data=data)

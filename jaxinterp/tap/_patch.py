@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import InputError, SiteTypeError
-from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array
-from jaxinterp.tap._edit import Edit
+from jaxinterp.tap._edit import Edit, check_scalar, refuse_nan
 from jaxinterp.tap._site import Handler, Site
 from jaxinterp.tap._where import make_where, row_positions, spread
 
@@ -55,6 +53,7 @@ def add(site: str, value: Any = None, *, per_layer: Any = None, coefficient: Any
         coefficient: a number or scalar array; differentiable.
         **where: see `edit`.
     """
+    check_scalar(site, "coefficient", coefficient)
     return _make(_add, site, value, per_layer, where, coefficient=coefficient)
 
 
@@ -67,12 +66,7 @@ def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str
     array = value if per_layer is None else per_layer
     if not hasattr(array, "dtype") and np.ndim(array):
         array = np.asarray(array, np.float32)
-    if not is_traced(array):
-        with jax.ensure_compile_time_eval():
-            if bool(jnp.isnan(array).any()):
-                raise InputError(
-                    f"the value to put into {site!r} has NaN in it; a patch from it could not be told from an error."
-                )
+    refuse_nan(site, "value", array)
     return Handler(
         sites=(site,),
         visit=Edit(change),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxinterp._errors import InputError, UnvisitedSiteError, closest
+from jaxinterp._tree import is_traced
 from jaxinterp._typing import PyTree
 from jaxinterp.tap._scope import Log, Scope
 from jaxinterp.tap._site import Handler, SiteShape, is_glob, matches
@@ -46,6 +49,8 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
                 "run(fn, capture('resid_pre'))(params, tokens)."
             )
 
+    _check_takes_tap(fn)
+
     def transformed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, PyTree], tuple[PyTree, ...]]:
         states: list[PyTree] = [()] * len(handlers)
         if any(h.init is not None for h in handlers):
@@ -61,6 +66,18 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
         return out, scope.records.collapse()[0], tuple(scope.states)
 
     return transformed
+
+
+def _check_takes_tap(fn: Callable[..., Any]) -> None:
+    try:
+        names = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):  # a builtin, say: calling it will tell
+        return
+    if not any(p.name == "tap" or p.kind is p.VAR_KEYWORD for p in names):
+        raise InputError(
+            f"{getattr(fn, '__name__', fn)!r} has no keyword argument tap. Give the function one and call it for each value "
+            "that it names: def f(x, *, tap=jaxinterp.IDENTITY): x = tap('name', x)."
+        )
 
 
 def _open(handlers: tuple[Handler, ...], states: list[PyTree], log: Log) -> tuple[Tap, Scope]:
@@ -105,6 +122,7 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
     faults = []
     for i, handler in enumerate(handlers):
         reached = [log.visited[name] for j, name in log.reached if j == i]
+        faults += _unvisited_layers(i, handler, log)
         for pattern in handler.sites:
             seen = any(matches((pattern,), s.name, s.on_demand) for s in reached)
             if not seen:
@@ -116,6 +134,19 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
             + " List them with jaxinterp.sites(fn, *args). (A glob finds no on-demand site: name "
             "it in full.)"
         )
+
+
+def _unvisited_layers(i: int, handler: Handler, log: Log) -> list[str]:
+    """Layers that a handler speaks of, as far as they are known, and that none of its sites has."""
+    chosen = handler.data.get("where", {}).get("layer") if isinstance(handler.data, dict) else None
+    wanted = set(handler.layers or ())
+    wanted |= set(np.ravel(chosen).tolist()) if chosen is not None and not is_traced(chosen) else set()
+    seen = {name: layers for (j, name), layers in log.reached.items() if j == i}
+    missing = sorted(wanted - set().union(*seen.values())) if seen else []
+    if not missing:
+        return []
+    found = "; ".join(f"{name!r} at {sorted(layers)}" for name, layers in seen.items())
+    return [f"the function never visits layers {missing} of {', '.join(map(repr, handler.sites))}; it visits {found}."]
 
 
 class SiteTable:

@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 
-from jax.extend.core import get_opaque_trace_state
-
+from jaxinterp._errors import DuplicateSiteError
 from jaxinterp._typing import PyTree
 from jaxinterp.tap._records import Records
-from jaxinterp.tap._site import SiteShape
+from jaxinterp.tap._site import Site, SiteShape
+
+try:
+    from jax.extend.core import get_opaque_trace_state
+except ImportError:  # before jax 0.10
+    from jax.core import get_opaque_trace_state  # type: ignore[attr-defined,no-redef]
 
 
 class Log:
@@ -15,7 +19,7 @@ class Log:
     def __init__(self, *, everything: bool = False, types: bool = False):
         self.visited: dict[str, SiteShape] = {}
         self.on_demand: set[str] = set()
-        self.reached: set[tuple[int, str]] = set()  # (index of the handler, site)
+        self.reached: dict[tuple[int, str], set[int]] = {}  # by (index of the handler, site): at which layers
         self.everything, self.types = everything, types
 
 
@@ -26,4 +30,21 @@ class Scope:
         self.states = list(states)
         self.records = Records()
         self.log = log
-        self.trace = get_opaque_trace_state()
+        self.visits: set[tuple[str, int | None]] = set()
+        self._trace = get_opaque_trace_state()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether JAX is still in the trace that this scope belongs to."""
+        return get_opaque_trace_state() == self._trace
+
+    def visit(self, key: str, site: Site) -> None:
+        """Notes a visit; a second one of a site, in one layer, is an error, since edits would apply twice."""
+        place = (key, site.layer if isinstance(site.layer, int) else None)
+        if place in self.visits:
+            where = f" in layer {site.layer}" if isinstance(site.layer, int) else ""
+            raise DuplicateSiteError(
+                f"site {key!r} is tapped twice{where}. Tap it once, or under two names; in a Python loop over layers, by "
+                "tap.at(layer=i, n_layers=n)."
+            )
+        self.visits.add(place)

@@ -17,11 +17,6 @@ from jaxinterp.tap._records import Place, Records
 from jaxinterp.tap._scope import Scope
 from jaxinterp.tap._site import Handler, Site, SiteShape, axes_of, matches
 
-try:
-    from jax.extend.core import get_opaque_trace_state
-except ImportError:  # before jax 0.10
-    from jax.core import get_opaque_trace_state  # type: ignore[attr-defined,no-redef]
-
 Value = TypeVar("Value")
 
 
@@ -40,14 +35,16 @@ class Tap:
         slices: Sequence[PyTree] = (),
         prefix: str = "",
         start: int = 0,
+        covers: range | None = None,
     ):
         self._handlers, self._scope = handlers, scope
+        self._covers = covers  # the layers of the loop that it is in
         self._site, self._slices, self._prefix, self._start = site, tuple(slices), prefix, start
 
     def _replace(self, **changes: Any) -> Tap:
         now = dict(
             handlers=self._handlers, scope=self._scope, site=self._site, slices=self._slices,
-            prefix=self._prefix, start=self._start,
+            prefix=self._prefix, start=self._start, covers=self._covers,
         )  # fmt: skip
         return Tap(**{**now, **changes})
 
@@ -74,10 +71,12 @@ class Tap:
             name, site.axes, jnp.shape(value), jnp.result_type(value), site.n_layers, on_demand,  # type: ignore[arg-type]
             jax.eval_shape(lambda v: v, value) if scope.log.types else None,
         )  # fmt: skip
+        scope.visit(self._prefix + name, site)
+        layers = (site.layer,) if isinstance(site.layer, int) else self._covers or range(site.n_layers or 0)
         for i in range(self._start, len(self._handlers)):
             handler = self._handlers[i]
             if matches(handler.sites, name, on_demand):
-                scope.log.reached.add((i, name))
+                scope.log.reached.setdefault((i, name), set()).update(layers)
                 value = self._visit(i, handler, site, value, scope)
         return value
 
@@ -100,7 +99,7 @@ class Tap:
 
     def _enter(self, name: str) -> Scope:
         assert self._scope is not None
-        if get_opaque_trace_state() != self._scope.trace:
+        if not self._scope.is_open:
             raise TapScopeError(
                 f"site {name!r} was tapped inside a JAX transformation that its tap did not enter (a raw lax.scan, an inner "
                 "jit, vmap or checkpoint). Use tap.scan(body, carry, xs) for loops and tap.lift(jax.checkpoint)(fn)(*args) "
@@ -171,17 +170,16 @@ class Tap:
         layered = axis == "layer"
         depth = first + n if total is None else total
         slices = [layer_rows(h, first, n, depth) if layered else None for h in self._handlers]
+        layers = range(first, first + n)
 
         def step(index: Any, carry: Any, states: Any, x: Any, slices: Any) -> tuple[Any, Any, Any, Records]:
             inner = Scope(states, scope.log)
             place = dict(layer=index, n_layers=depth) if layered else dict(step=index)
-            t = self._replace(
-                scope=inner, site=self._site._replace(**place), slices=slices if layered else self._slices, prefix=""
-            )
+            here = dict(slices=slices, covers=layers) if layered else {}
+            t = self._replace(scope=inner, site=self._site._replace(**place), prefix="", **here)
             carry, y = body(carry, x, tap=t)
             return carry, inner.states, y, inner.records
 
-        layers = range(first, first + n)
         if unroll and layered:
             carry, states, ys, records = unrolled(step, carry, scope.states, xs, slices, layers)
         else:

@@ -132,7 +132,7 @@ def view(effects: "xarray.Dataset", *, metric: str | None = None, value: Value |
     n_prompts = effects.attrs.get("n_prompts")
     panels, note = _fewer(_panels(one, value))
     if "token" in one.coords and n_prompts is not None and int(n_prompts) > 1:
-        note += f"{', ' if note else ''}tokens of the first prompt"
+        note += f"{', ' if note else ''}tokens of the longest prompt"
     return View(
         metric=metric,
         value=value,

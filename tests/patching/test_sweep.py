@@ -191,6 +191,38 @@ def test_several_metrics_and_kept_logits_need_no_rerun(small, difference, same):
     same(got.effect.sel(metric="kl").values + got.base.values[1], kl, 1e-4)
 
 
+class Tokens:
+    """Enough of a tokenizer to label positions."""
+
+    bos_id = 0
+
+    def str_tokens(self, ids):
+        return [f"t{i}" for i in ids]
+
+
+def test_positions_are_labelled_by_the_longest_prompt_and_bos_is_read_off_the_prompts(small):
+    model, params, _, _ = small
+    base = jnp.array([[7, 7, 0, 1, 2, 3], [0, 4, 5, 6, 8, 9]])
+    mask = jnp.array([[False, False, True, True, True, True], [True] * 6])
+    metric = ji.patching.logit_difference([1, 1], [2, 2], [3, 5])
+    call = functools.partial(
+        sweep, model, params, site="embed", over="position", metric=metric, op=ji.zero, tokenizer=Tokens()
+    )
+    got = call(base=base, mask=mask)
+    assert got.token.values.tolist() == ["t0", "t4", "t5", "t6", "t8", "t9"]
+    assert got.attrs["prepend_bos"] == 1
+    alone = call(base=base[:1], mask=mask[:1], metric=ji.patching.logit_difference([1], [2], [3]))
+    assert alone.token.values.tolist() == ["t0", "t1", "t2", "t3", "", ""]
+    assert call(base=base.at[0, 2].set(1), mask=mask).attrs["prepend_bos"] == 0
+
+
+def test_a_position_that_is_not_there_reads_as_nan(small, difference):
+    model, params, base, _ = small
+    metric = ji.patching.logit_difference([1] * 3, [2] * 3, [5, 50, -3])
+    values, _ = ji.patching.read(model, params, base, [metric])
+    assert np.isnan(np.asarray(values)[0]).tolist() == [False, True, True]
+
+
 def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, same):
     model, params, base, source = small
     rows = np.array([[1, 3], [0, 2], [1, 2]])
@@ -288,6 +320,9 @@ def test_a_metric_that_cannot_tell_base_from_source_says_so(small, difference):
         ({"over": "position,role"}, ji.InputError, "both position and role"),
         ({"site": "embed", "over": "layer"}, ji.InputError, "is in no layer"),
         ({"site": "mlp.out", "over": "head"}, ji.InputError, "no head"),
+        ({"base": "One day"}, ji.InputError, "not an array of token ids"),
+        ({"base": [[1, 2], [3]]}, ji.InputError, "need padding and a mask"),
+        ({"metric": ji.patching.log_probability([99] * 3, [5] * 3)}, ji.InputError, "token ids outside the vocabulary"),
         ({"source": jnp.zeros((3, 5), jnp.int32)}, ji.InputError, "source \\[3, 5\\]"),
         ({"base": jnp.full((3, 6), 11), "source": None, "op": ji.zero}, ji.TokenError, "outside the vocabulary"),
         ({"source": None}, ji.InputError, "op=patch needs source"),

@@ -203,3 +203,24 @@ def test_edits_in_bfloat16():
     )
     out, acts, _ = ji.run(model.forward, *handlers, ji.capture("resid_post"))(params, tokens)
     assert acts["resid_post"].dtype == jnp.bfloat16 and out.dtype == jnp.float32 and np.isfinite(out).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: ji.scale("x", x),
+        lambda x: ji.add("x", 1.0, coefficient=x),
+        lambda x: ji.project_out("x", [1.0, x]),
+        lambda x: ji.patch("x", x),
+    ],
+)
+def test_nan_is_refused_wherever_an_edit_brings_numbers(make):
+    with pytest.raises(ji.InputError, match="for 'x' has NaN in it"):
+        make(float("nan"))
+    assert make(2.0).sites == ("x",)
+
+
+def test_factors_and_coefficients_are_single_numbers():
+    for make in (lambda x: ji.scale("x", x), lambda x: ji.add("x", 1.0, coefficient=x)):
+        with pytest.raises(ji.SiteTypeError, match="scalar"):
+            make(jnp.ones(2))

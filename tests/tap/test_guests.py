@@ -143,3 +143,48 @@ def test_steps_stand_before_layers():
     )
     same(acts["in"][1:, 0], acts["top"][:-1])
     same(acts["one/in"][:, 0], acts["in"][:, 1])
+
+
+def _two_of_three_layers(x, *, tap):
+    for i in (0, 1):
+        x = tap.at(layer=i, n_layers=3)("h", x + 1.0)
+    return x
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [ji.zero("h", layer=2), ji.zero("h", layer=[0, 2]), ji.capture("h", layers=[2]), ji.capture("h", layers=[1, 2])],
+)
+def test_a_layer_that_is_never_visited_is_an_error(handler):
+    with pytest.raises(ji.UnvisitedSiteError, match=r"never visits layers \[2\] of 'h'; it visits 'h' at \[0, 1\]"):
+        ji.run(_two_of_three_layers, handler)(jnp.zeros((1, 2)))
+
+
+def test_layers_of_a_scan_that_covers_some_are_known():
+    def part(x, *, tap):
+        return tap.scan(lambda x, w, *, tap: (tap("h", x * w), None), x, jnp.ones(2), first=1, total=4)[0]
+
+    x = jnp.ones((1, 2))
+    assert ji.run(part, ji.zero("h", layer=2))(x)[0].sum() == 0
+    with pytest.raises(ji.UnvisitedSiteError, match=r"layers \[3\]"):
+        ji.run(part, ji.zero("h", layer=3))(x)
+
+
+def test_a_site_tapped_twice_is_an_error_for_an_edit_too():
+    def twice(x, *, tap):
+        return tap("h", tap("h", x))
+
+    with pytest.raises(ji.DuplicateSiteError, match="tapped twice"):
+        ji.run(twice, ji.add("h", 1.0))(jnp.zeros((1, 2)))
+
+    def twice_in_a_layer(x, *, tap):
+        body = lambda x, w, *, tap: (tap("h", tap("h", x * w)), None)
+        return tap.scan(body, x, jnp.ones(2))[0]
+
+    with pytest.raises(ji.DuplicateSiteError, match="tapped twice"):
+        ji.run(twice_in_a_layer, ji.add("h", 1.0))(jnp.zeros((1, 2)))
+
+
+def test_a_function_without_tap_is_told_to_take_one():
+    with pytest.raises(ji.InputError, match="keyword argument tap"):
+        ji.run(lambda x: x, ji.capture("h"))(jnp.zeros((1, 2)))

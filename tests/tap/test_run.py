@@ -106,7 +106,7 @@ def twice(x, *, tap):
 
 def test_one_site_emitted_twice_is_an_error():
     x = jnp.ones((2, 3))
-    with pytest.raises(ji.DuplicateSiteError, match="'x' was emitted twice"):
+    with pytest.raises(ji.DuplicateSiteError, match="'x' is tapped twice"):
         ji.run(twice, ji.capture("x"))(x)
     layered = lambda x, *, tap: tap.scan(lambda c, _, *, tap: (twice(c, tap=tap), None), x, None, length=2)[0]
     with pytest.raises(ji.DuplicateSiteError):

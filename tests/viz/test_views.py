@@ -100,7 +100,7 @@ def test_of_very_many_cells_the_largest_are_shown(make_effects):
 
 def test_tokens_of_one_of_several_prompts_are_said_to_be_that(make_effects):
     effects = make_effects(("layer", "position"), (2, 2), tokens=["a", " b"])
-    assert "tokens of the first prompt" in view(effects).subtitle
+    assert "tokens of the longest prompt" in view(effects).subtitle
     effects.attrs["n_prompts"] = 1
     assert "first prompt" not in view(effects).subtitle
 
