@@ -18,10 +18,12 @@ from jaxinterp.cli._options import (
     ModelOptions,
     OutputArgs,
     OutputOptions,
+    check_range,
     headline,
     load_model,
     model_facts,
     provenance,
+    tokenizer_of,
 )
 from jaxinterp.cli._output import Output
 from jaxinterp.cli._ranking import print_ranking, ranking_json
@@ -58,6 +60,10 @@ class Demo:
 def run(options: Demo, output: Output, command: str) -> dict[str, Any]:
     """Tells the story, saves the numbers."""
     began = time.monotonic()
+    for option, value in (("--n-search", options.n_search), ("--n-held-out", options.n_held_out)):
+        check_range(option, value, 1)
+    check_range("--n-random", options.n_random, 0)
+    check_range("--seed", options.seed, 0, 2**32 - 1)
     check_folder(options.out)
     lm = load_model(options.model)
     output.line(headline(lm, options.model), style="dim")
@@ -87,10 +93,7 @@ def _attributes(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _openings(lm: LanguageModel, options: Demo) -> tuple[PromptPairs, PromptPairs]:
     """Pairs to search with and pairs to judge with, from different templates; as many as there are, up to what was asked for."""
-    if lm.tokenizer is None:
-        raise InputError(
-            "this model has no tokenizer, and the demo is about words. Use jaxinterp.patching.sweep on ids in Python."
-        )
+    tokenizer_of(lm, options.model)
     keys = jax.random.split(jax.random.key(options.seed))
     wanted = (("train", options.n_search), ("held_out", options.n_held_out))
     return tuple(_most(key, n, lm, part) for key, (part, n) in zip(keys, wanted, strict=True))  # type: ignore[return-value]

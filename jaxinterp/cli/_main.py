@@ -10,7 +10,6 @@ from typing import Any
 import jaxinterp
 from jaxinterp._errors import (
     JaxinterpError,
-    MissingFileError,
     SiteIndexError,
     SiteTypeError,
     TokenError,
@@ -102,6 +101,7 @@ def _parse(name: str, command: Command, rest: list[str]) -> Any:
 
 def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int:
     from jaxinterp.cli._cache import keep_compiled_programs
+    from jaxinterp.cli._options import HintedError
     from jaxinterp.cli._output import Output, command_line
 
     output = Output(as_json=options.output.json)
@@ -110,6 +110,9 @@ def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
             result = command.run(options, output, command_line(arguments))
+    except HintedError as wrapped:
+        output.error(type(wrapped.error).__name__, str(wrapped.error), wrapped.hint)
+        return MISTAKE
     except JaxinterpError as error:
         output.error(type(error).__name__, str(error), _hint(name, error))
         return MISTAKE
@@ -130,12 +133,8 @@ def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int
 def _hint(name: str, error: JaxinterpError) -> str:
     if isinstance(error, UnvisitedSiteError | SiteIndexError | SiteTypeError):
         return "`jaxinterp sites --model MODEL` lists every site with its axes and shape."
-    if isinstance(error, TokenError):
+    if isinstance(error, TokenError) and name == "patch":
         return "Mind the space before a word (--correct ' She'); `jaxinterp predict` shows how a prompt is cut into tokens."
-    if isinstance(error, MissingFileError):
-        return (
-            "--model takes a folder with config.json and safetensors, a hub id, or a model that comes with jaxinterp."
-        )
     return f"`jaxinterp {name} --help` explains every option."
 
 

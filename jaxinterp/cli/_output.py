@@ -37,6 +37,13 @@ class Output:
         """Text that is wrapped to the terminal, at most 100 columns."""
         self.console.print(text, style=style, width=min(self.console.width, 100), soft_wrap=False)
 
+    def text(self, text: str) -> None:
+        """What a model wrote: wrapped on a terminal, elsewhere character by character as it is."""
+        if self.console.is_terminal:
+            self.paragraph(text)
+        elif not self.as_json:
+            print(text, file=self.console.file)
+
     def continuation(self, text: str, more: str, label: str = "") -> None:
         """A prompt and, set apart, what a model makes of it."""
         from rich.text import Text

@@ -2,11 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from jaxinterp import patching, tap, tasks
-from jaxinterp._errors import InputError
+from jaxinterp._errors import InputError, closest
 from jaxinterp.cli._commands import Command
 from jaxinterp.cli._files import check_folder, save_effects
 from jaxinterp.cli._options import (
@@ -18,10 +21,12 @@ from jaxinterp.cli._options import (
     OptionalText,
     OutputArgs,
     OutputOptions,
+    check_range,
     headline,
     load_model,
     model_facts,
     provenance,
+    tokenizer_of,
 )
 from jaxinterp.cli._output import Output
 from jaxinterp.cli._ranking import print_ranking, ranking_json
@@ -30,8 +35,14 @@ from jaxinterp.weights import LanguageModel
 
 MetricName = Literal["logit_difference", "probability_difference", "log_probability"]
 
+Direction = Annotated[
+    Literal["denoise", "noise"] | None,
+    tyro.conf.arg(
+        metavar="{denoise,noise}", help_behavior_hint="(default: denoise for --op patch, noise for zero and mean)"
+    ),
+]
+
 _OPS = {"patch": tap.patch, "zero": tap.zero, "mean": tap.mean}
-_KEPT_VALUES = 2_000_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,14 +82,14 @@ class Patch:
     op: Literal["patch", "zero", "mean"] = "patch"
     """The edit: patch puts in what the other prompt has at that place; zero and mean (over prompts and positions) remove it."""
 
-    direction: Literal["denoise", "noise"] = "denoise"
-    """Denoise runs the corrupt prompts with clean pieces put back (what is enough?), noise the reverse (what is needed?)."""
+    direction: Direction = None
+    """Run the corrupt prompts (denoise: what is enough?) or the clean ones (noise: what is needed?)."""
 
     metric: tuple[MetricName, ...] = ("logit_difference",)
     """What is measured at the end of the prompt; several may be named."""
 
     memory: OptionalNumber = None
-    """GiB that a chunk of cells may take. (default: a quarter of what is free)"""
+    """GiB that a chunk of cells may take, above 0. (default: a quarter of what is free)"""
 
     top: int = 10
     """How many cells the printed ranking has."""
@@ -92,13 +103,19 @@ class Patch:
 
 def run(options: Patch, output: Output, command: str) -> dict[str, Any]:
     """Sweeps, saves, and prints the ranking."""
+    if options.direction is None:
+        options = dataclasses.replace(options, direction="denoise" if options.op == "patch" else "noise")
     _check_prompts(options)
+    _check_numbers(options)
+    over = _over(options)
     check_folder(options.out)
     lm = load_model(options.model)
     pairs = _pairs(options, lm)
     output.line(headline(lm, options.model), style="dim")
     output.line(pairs.summary())
-    effects = _sweep(options, lm, pairs, output, provenance(lm, options.model, command))
+    site = options.site or ("attn.z" if "head" in over else "resid_pre")
+    output.line(_what_runs(options, site))
+    effects = _sweep(options, lm, pairs, output, site, over, provenance(lm, options.model, command))
     texts = _ends(options, pairs.clean_text, pairs.corrupt_text)
     files = save_effects(effects, options.out, prompts=list(zip(*texts, strict=True)))
     print_ranking(output, effects, options.top)
@@ -110,6 +127,7 @@ def run(options: Patch, output: Output, command: str) -> dict[str, Any]:
         "site": effects.attrs["site"],
         "op": options.op,
         "direction": options.direction,
+        "run": _ends(options, "clean", "corrupt")[0],
         "n_prompts": int(effects.attrs["n_prompts"]),
         "metrics": ranking_json(effects, options.top),
         "files": [str(file) for file in files],
@@ -127,16 +145,43 @@ def _check_prompts(options: Patch) -> None:
         )
 
 
-def _pairs(options: Patch, lm: LanguageModel) -> PromptPairs:
-    if lm.tokenizer is None:
+def _check_numbers(options: Patch) -> None:
+    check_range("--top", options.top, 1)
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise InputError(f"--memory {options.memory} is not legal: give GiB above 0, such as 0.5.")
+
+
+def _over(options: Patch) -> dict[str, Any]:
+    """The axes of the sweep with the values wanted, None for all; checked as far as that goes without the model."""
+    axes = [axis.strip() for axis in options.over.split(",")]
+    for axis in axes:
+        if axis not in patching.AXES:
+            near = closest(axis, patching.AXES)
+            raise InputError(f"--over {options.over}: there is no axis {axis!r}. {near}")
+        if axes.count(axis) > 1:
+            raise InputError(f"--over {options.over} names {axis} {axes.count(axis)} times. Give each axis once.")
+    if len(axes) > 3:
         raise InputError(
-            "this model has no tokenizer, so prompts can not be read. Use jaxinterp.patching.sweep on ids in Python."
+            f"--over {options.over} has {len(axes)} axes; a picture holds 3. Use jaxinterp.patching.sweep in Python."
         )
+    over: dict[str, Any] = dict.fromkeys(axes)
+    for axis, chosen in (("layer", options.layers), ("head", options.heads), ("position", options.positions)):
+        if chosen and axis not in over:
+            raise InputError(
+                f"--{axis}s is given, but --over {options.over} does not run over {axis}s. Add it to --over."
+            )
+        if chosen:
+            over[axis] = list(chosen)
+    return over
+
+
+def _pairs(options: Patch, lm: LanguageModel) -> PromptPairs:
+    tokenizer = tokenizer_of(lm, options.model)
     if options.pairs is not None:
-        return tasks.pairs_from_jsonl(options.pairs, lm.tokenizer)
+        return tasks.pairs_from_jsonl(options.pairs, tokenizer)
     one = lambda name: [getattr(options, name)]
     return tasks.pairs_from_text(
-        lm.tokenizer, clean=one("clean"), corrupt=one("corrupt"), correct=one("correct"), wrong=one("wrong")
+        tokenizer, clean=one("clean"), corrupt=one("corrupt"), correct=one("correct"), wrong=one("wrong")
     )
 
 
@@ -145,19 +190,26 @@ def _ends(options: Patch, clean: Any, corrupt: Any) -> tuple[Any, Any]:
     return (corrupt, clean) if options.direction == "denoise" else (clean, corrupt)
 
 
-def _sweep(options: Patch, lm: LanguageModel, pairs: PromptPairs, output: Output, about: dict[str, Any]) -> Any:
-    over: dict[str, Any] = {axis.strip(): None for axis in options.over.split(",")}
-    if len(over) > 3:
-        raise InputError(
-            f"--over {options.over} has {len(over)} axes; a picture holds 3. Use jaxinterp.patching.sweep in Python."
-        )
-    for axis, chosen in (("layer", options.layers), ("head", options.heads), ("position", options.positions)):
-        if chosen and axis not in over:
-            raise InputError(
-                f"--{axis}s is given, but --over {options.over} does not run over {axis}s. Add it to --over."
-            )
-        if chosen:
-            over[axis] = list(chosen)
+def _what_runs(options: Patch, site: str) -> str:
+    """The experiment in one line."""
+    base, source = _ends(options, "clean", "corrupt")
+    edit = {
+        "patch": f"replaced by what it is in the {source} prompts",
+        "zero": "set to zero",
+        "mean": "replaced by its mean over prompts and positions",
+    }
+    return f"run: the {base} prompts, with {site} {edit[options.op]}, one cell of {options.over} at a time"
+
+
+def _sweep(
+    options: Patch,
+    lm: LanguageModel,
+    pairs: PromptPairs,
+    output: Output,
+    site: str,
+    over: dict[str, Any],
+    about: dict[str, Any],
+) -> Any:
     base, source = _ends(options, pairs.clean, pairs.corrupt)
     return patching.sweep(
         lm.model,
@@ -165,7 +217,7 @@ def _sweep(options: Patch, lm: LanguageModel, pairs: PromptPairs, output: Output
         base=base,
         source=source,
         mask=pairs.mask if pairs.is_padded else None,
-        site=options.site or ("attn.z" if "head" in over else "resid_pre"),
+        site=site,
         over=over,
         metric={name.replace("_", " "): _metric(name, pairs) for name in options.metric},
         op=_OPS[options.op],
@@ -198,8 +250,9 @@ COMMAND = Command(
 Activation patching: which heads, layers or positions of a model carry the answer?
 
 Takes two prompts that differ in one thing, and the answers that tell them apart. For every place of the sweep it runs
-the one prompt with the other's activation at that place, and measures how far the answer moves: normalized, 1 is all
-the way to the other prompt's value, 0 is nothing. It writes OUT/effects.nc (the numbers, for xarray.open_dataset),
+the one prompt with the other's activation at that place (--op zero and mean: the clean prompt with the activation
+removed), and measures how far the answer moves: normalized, 1 is all the way to the other prompt's value, 0 is
+nothing. It writes OUT/effects.nc (the numbers, for xarray.open_dataset),
 OUT/effects.png and OUT/effects.html (one file that opens without a network), and prints the strongest places.
 
 examples:

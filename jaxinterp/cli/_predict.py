@@ -7,12 +7,15 @@ from jaxinterp.cli._commands import Command
 from jaxinterp.cli._options import (
     ModelArgs,
     ModelOptions,
+    OptionalInteger,
     OutputArgs,
     OutputOptions,
     Prompt,
+    check_range,
     headline,
     load_model,
     model_facts,
+    tokenizer_of,
 )
 from jaxinterp.cli._output import Output
 
@@ -24,8 +27,8 @@ class Predict:
     prompt: Prompt
     """The text to read."""
 
-    k: int = 10
-    """How many candidates to list."""
+    k: OptionalInteger = None
+    """How many candidates to list, at most the vocabulary's size. (default: 10)"""
 
     model: ModelArgs = dataclasses.field(default_factory=ModelOptions)
     output: OutputArgs = dataclasses.field(default_factory=OutputOptions)
@@ -34,15 +37,13 @@ class Predict:
 def run(options: Predict, output: Output, command: str) -> dict[str, Any]:
     """Lists the most probable next tokens."""
     lm = load_model(options.model)
+    tokenizer_of(lm, options.model)
+    check_range("--k", options.k, 1, lm.config.outputs)
     prediction = lm.predict(options.prompt, k=options.k)
     output.line(headline(lm, options.model), style="dim")
     output.line(f"prompt: {' '.join(repr(token) for token in prediction.prompt)}")
     output.line()
-    rows = [
-        [str(i), repr(r.token), str(r.id), f"{r.logit:.3f}", f"{r.probability:.2%}"]
-        for i, r in enumerate(prediction, 1)
-    ]
-    output.table(["rank", "token", "id", "logit", "probability"], rows, left=(1,))
+    output.line(str(prediction))
     return {
         **model_facts(lm, options.model),
         "prompt": options.prompt,

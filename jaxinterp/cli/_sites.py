@@ -4,16 +4,29 @@ import dataclasses
 from typing import Any
 
 from jaxinterp.cli._commands import Command
-from jaxinterp.cli._options import ModelArgs, ModelOptions, OutputArgs, OutputOptions, headline, load_model, model_facts
+from jaxinterp.cli._options import (
+    ModelArgs,
+    ModelOptions,
+    OptionalText,
+    OutputArgs,
+    OutputOptions,
+    headline,
+    load_model,
+    model_facts,
+    tokenizer_of,
+)
 from jaxinterp.cli._output import Output
+
+_TEXT = "Once upon a time"
+_N_IDS = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sites:
     """Options of `jaxinterp sites`."""
 
-    prompt: str = "Once upon a time"
-    """The text whose shapes are shown."""
+    prompt: OptionalText = None
+    """The text whose shapes are shown. (default: "Once upon a time"; without a tokenizer, 5 ids)"""
 
     model: ModelArgs = dataclasses.field(default_factory=ModelOptions)
     output: OutputArgs = dataclasses.field(default_factory=OutputOptions)
@@ -22,25 +35,21 @@ class Sites:
 def run(options: Sites, output: Output, command: str) -> dict[str, Any]:
     """Lists the sites of a model."""
     lm = load_model(options.model)
-    table = lm.sites(options.prompt)
-    n_tokens = int(lm.tokens(options.prompt).shape[1])
+    if options.prompt is not None:
+        tokenizer_of(lm, options.model)
+    text = options.prompt if options.prompt is not None or lm.tokenizer is None else _TEXT
+    tokens = lm.tokens((0,) * min(_N_IDS, lm.config.n_ctx) if text is None else text)
+    table, n_tokens = lm.sites(tokens), int(tokens.shape[1])
     output.line(headline(lm, options.model), style="dim")
-    output.line(f"prompt of {n_tokens} tokens: {options.prompt!r}")
+    output.line(f"prompt of {n_tokens} tokens" + ("" if text is None else f": {text!r}"))
     output.line()
-    rows = [
-        [
-            row.name, ("L" if row.n_layers else "") + row.axes, " x ".join(map(str, row.stacked_shape)), str(row.dtype),
-            f"{row.bytes:,}", "yes" if row.on_demand else "",
-        ]
-        for row in table
-    ]  # fmt: skip
-    output.table(["site", "axes", "shape", "dtype", "bytes", "on demand"], rows, left=(0, 1, 2, 3, 5))
+    output.line(str(table))
     output.line()
     output.line(
         "L layer, B batch, T query position, S key position, H query head, K key/value head; the last axis: features.",
         style="dim",
     )
-    output.line("On-demand sites cost nothing unless they are named.", style="dim")
+    output.line("Sites on demand cost nothing unless they are named.", style="dim")
     listed = [
         {
             "name": row.name, "axes": row.axes, "layered": row.n_layers is not None, "shape": list(row.stacked_shape),
@@ -48,7 +57,7 @@ def run(options: Sites, output: Output, command: str) -> dict[str, Any]:
         }
         for row in table
     ]  # fmt: skip
-    return {**model_facts(lm, options.model), "prompt": options.prompt, "n_tokens": n_tokens, "sites": listed}
+    return {**model_facts(lm, options.model), "prompt": text, "n_tokens": n_tokens, "sites": listed}
 
 
 COMMAND = Command(

@@ -13,7 +13,7 @@ from jaxinterp._errors import InputError, SiteTypeError
 from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array
 from jaxinterp.tap._site import Handler, Site
-from jaxinterp.tap._where import axis_of, make_where, select, spread
+from jaxinterp.tap._where import axis_of, make_where, real_rows, select, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +108,11 @@ class _Mean:
             raise SiteTypeError(
                 f"mean over {self.over!r} at site {site.name!r}, whose axes are {site.axes!r}: none of them is there."
             )
-        weights = jnp.ones((1,) * value.ndim, value.dtype)
-        if "T" in self.over and "T" in site.axes and site.positions is not None:
-            shape = [1] * value.ndim
-            shape[site.axes.index("B")], shape[site.axes.index("T")] = site.positions.shape
-            weights = (site.positions >= 0).astype(value.dtype).reshape(shape)
-        weights = jnp.broadcast_to(weights, value.shape)
-        total = jnp.sum(jnp.where(weights > 0, value, jnp.zeros_like(value)), axes, keepdims=True)
-        count = jnp.maximum(
-            jnp.sum(weights, axes, keepdims=True), jnp.ones((), value.dtype)
-        )  # rows that are all padding: 0
-        return spread(total / count, value), None
+        weights = real_rows(site, value)
+        x = jnp.where(weights > 0, value.astype(jnp.float32), 0.0)
+        count = jnp.sum(jnp.broadcast_to(weights, value.shape), axes, keepdims=True)
+        center = jnp.sum(x, axes, keepdims=True) / jnp.maximum(count, 1.0)  # rows that are all padding: 0
+        return spread(center.astype(value.dtype), value), None
 
 
 def mean(site: str, *, over: str = "BT", **where: Any) -> Handler:

@@ -14,7 +14,7 @@ from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError
 from jaxinterp._tree import is_traced, pytree
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._site import Handler, Site, SiteShape
-from jaxinterp.tap._where import axis_of, check_positions, make_where, position_limit, row_positions
+from jaxinterp.tap._where import axis_of, check_positions, make_where, position_limit, real_rows, row_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,13 +152,7 @@ class _Accumulate:
         here = old if site.layer is None else jax.tree.map(lambda a: a[site.layer], old)
         axes = tuple(i for i, letter in enumerate(site.axes) if letter in "BT")
         x = value.astype(jnp.float32)
-        weight = jnp.ones((1,) * x.ndim, jnp.float32)
-        if "T" in site.axes and "B" in site.axes and site.positions is not None:
-            shape = [1] * x.ndim
-            shape[site.axes.index("B")], shape[site.axes.index("T")] = site.positions.shape
-            weight = (site.positions >= 0).astype(jnp.float32).reshape(shape)
-        sizes = [x.shape[i] for i in axes]
-        weight = jnp.broadcast_to(weight, [x.shape[i] if i in axes else 1 for i in range(x.ndim)]) if sizes else weight
+        weight = real_rows(site, x)
         count = jnp.sum(weight)
         x = jnp.where(weight > 0, x, 0.0)  # whatever stands at padding
         center = jnp.sum(x, axes, keepdims=True) / jnp.maximum(count, 1.0)

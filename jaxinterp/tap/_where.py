@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxinterp._errors import SiteIndexError, SiteTypeError
 from jaxinterp._tree import is_traced
-from jaxinterp._typing import Array, Bool, Int
+from jaxinterp._typing import Array, Bool, Float, Int
 from jaxinterp.tap._site import Site
 
 Where = Mapping[str, Any]
@@ -165,6 +165,18 @@ def _out_of_range(index: Any, size: int, key: str, site: Site) -> Bool[Array, ""
 def row_positions(site: Site, rows: int) -> Int[Array, "B T"]:
     """The absolute positions of the rows that are present, [B or 1, T]."""
     return jnp.arange(rows, dtype=jnp.int32)[None] if site.positions is None else site.positions
+
+
+def real_rows(site: Site, value: Array) -> Float[Array, "..."]:
+    """Float32 weights: 1 at real rows, 0 at padding; as long as the value along B and T, one long elsewhere."""
+    shape = [n if letter in "BT" else 1 for n, letter in zip(value.shape, site.axes, strict=True)]
+    if site.positions is None or "T" not in site.axes:
+        return jnp.ones(shape, jnp.float32)
+    place = [1] * value.ndim
+    place[site.axes.index("T")] = site.positions.shape[1]
+    if site.positions.shape[0] > 1:
+        place[_batch_axis(site, value, site.positions.shape[0])] = site.positions.shape[0]
+    return jnp.broadcast_to((site.positions >= 0).astype(jnp.float32).reshape(place), shape)
 
 
 def _position_mask(index: Any, site: Site, rows: int) -> tuple[Any, Any]:

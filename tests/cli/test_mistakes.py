@@ -7,6 +7,8 @@ import struct
 import numpy as np
 import pytest
 
+from jaxinterp import zoo
+
 SHE_HE = ("--correct", " She", "--wrong", " He")
 
 
@@ -30,7 +32,15 @@ def refused(cli, tmp_path):
         ({"--layers": "9"}, "0 to 4"),
         ({"--heads": "8"}, "0 to 7"),
         ({"--over": "layer,position", "--positions": "99"}, "0 to"),
-        ({"--over": "layer,hed"}, "hed"),
+        ({"--over": "layer,hed"}, "Did you mean 'head'"),
+        ({"--over": "layer,hed", "--model": "no-such-folder"}, "no axis 'hed'"),  # told before a model is loaded
+        ({"--over": "layer, layer"}, "names layer 2 times"),
+        ({"--over": "layer,"}, "no axis ''"),
+        ({"--top": "0"}, "--top 0 is not legal: give a number at least 1"),
+        ({"--top": "-2"}, "--top -2"),
+        ({"--memory": "0"}, "--memory 0"),
+        ({"--memory": "-1"}, "--memory -1"),
+        ({"--memory": "inf"}, "--memory inf"),
         ({"--over": "layer,position", "--heads": "1"}, "Add it to --over"),
         ({"--site": "resid_pre"}, "no head"),
         ({"--over": "layer,head,position,feature"}, "has 4 axes"),
@@ -71,10 +81,52 @@ def test_missing_prompts_and_a_missing_or_faulty_file_of_pairs(refused, stories,
 def test_other_commands(refused, stories):
     assert "empty" in refused("predict", "", "--model", stories)
     assert "empty" in refused("generate", "", "--model", stories)
-    assert "k = 0" in refused("predict", "a", "--k", 0, "--model", stories)
+    assert "--k 0 is not legal: give a number from 1 to 512" in refused("predict", "a", "--k", 0, "--model", stories)
+    assert "--k 99999" in refused("predict", "a", "--k", 99999, "--model", stories)
     assert "512" in refused("generate", "Once", "--max-new-tokens", 600, "--model", stories)
     assert "512" in refused("predict", "Once upon a time. " * 200, "--model", stories)
-    assert "temperature" in refused("generate", "Once", "--temperature", -1, "--model", stories)
+    assert "--temperature -1" in refused("generate", "Once", "--temperature", -1, "--model", stories)
+    assert "--temperature inf" in refused("generate", "Once", "--temperature", "inf", "--model", stories)
+    assert "--max-new-tokens 0" in refused("generate", "Once", "--max-new-tokens", 0, "--model", stories)
+    assert "--seed -1" in refused("generate", "Once", "--temperature", 1, "--seed", -1, "--model", stories)
+    assert "--n-random -1" in refused("demo", "--n-random", -1, "--model", stories)
+    assert "--n-search 0" in refused("demo", "--n-search", 0, "--model", stories)
+
+
+@pytest.mark.parametrize("seed", [0, 4])
+def test_a_seed_without_sampling_is_refused(refused, stories, seed):
+    assert "leave --seed out" in refused("generate", "Once", "--seed", seed, "--model", stories)
+
+
+def test_a_hint_is_about_what_happened(refused, stories, pair, tmp_path):
+    space = "Mind the space before a word"
+    answer = ("patch", *pair[:4], *SHE_HE[:3], " Sheriff", "--out", tmp_path / "o", "--model", stories)
+    assert space in refused(*answer)
+    for said in (
+        refused("predict", "", "--model", stories),
+        refused("generate", "Once", "--max-new-tokens", 9999, "--model", stories),
+        refused("predict", "Once", "--model", "induction"),
+    ):
+        assert space not in said and " --help` explains every option" in said
+    missing = "patch", "--model", stories, "--pairs", "nowhere.jsonl", "--out", tmp_path / "o"
+    assert "--model takes" not in refused(*missing)
+
+
+def test_an_unknown_model_is_told_the_names_of_those_that_are_shipped(cli, refused, tmp_path):
+    (tmp_path / "empty").mkdir()
+    hint = refused("predict", "Once", "--model", tmp_path / "empty").split("hint: ")[1]
+    assert all(name in hint for name in zoo.names()) and "a checkpoint folder" in hint
+    done = cli("predict", "Once", "--model", tmp_path / "empty", "--json").json()
+    assert done["error"]["type"] == "MissingFileError" and "induction" in done["error"]["hint"]
+    described = " ".join(cli("predict", "--help").out.replace("│", " ").split())
+    assert f"comes with jaxinterp: {', '.join(zoo.names())}." in described
+
+
+@pytest.mark.parametrize("command", ["predict", "generate", "sites", "patch", "demo"])
+def test_text_for_a_model_without_a_tokenizer_is_refused(refused, pair, tmp_path, command):
+    prompt = {"predict": ("Once",), "generate": ("Once",), "sites": ("--prompt", "Once")}.get(command, ())
+    options = (*(pair if command == "patch" else ()), *(() if prompt else ("--out", tmp_path / "o")))
+    assert "the model induction has no tokenizer" in refused(command, *prompt, "--model", "induction", *options)
 
 
 def test_a_place_that_can_not_be_written_is_refused_before_the_work(refused, stories, pair, tmp_path):

@@ -101,6 +101,33 @@ def test_noise_is_the_other_direction_and_zero_needs_no_other_prompt(cli, storie
     assert done.code == 0 and len(done.json()["metrics"][0]["ranked"]) == 5
 
 
+@pytest.mark.parametrize(
+    ("options", "run", "direction", "words"),
+    [
+        ((), "corrupt", "denoise", "the corrupt prompts, with attn.out replaced by what it is in the clean prompts"),
+        (("--direction", "noise"), "clean", "noise", "replaced by what it is in the corrupt prompts"),
+        (("--op", "zero"), "clean", "noise", "the clean prompts, with attn.out set to zero"),
+        (("--op", "mean"), "clean", "noise", "the clean prompts, with attn.out replaced by its mean"),
+        (("--op", "zero", "--direction", "denoise"), "corrupt", "denoise", "the corrupt prompts, with attn.out set to"),
+    ],
+)
+def test_ablations_are_of_the_clean_prompts_and_what_runs_is_said(
+    cli, stories, pair, lm, tmp_path, options, run, direction, words
+):
+    options = ("patch", "--model", stories, *pair, "--over", "layer", "--site", "attn.out", "--out", tmp_path, *options)
+    result = cli(*options, "--json").json()
+    assert (result["run"], result["direction"]) == (run, direction)
+    pairs = tasks.pairs_from_text(
+        lm.tokenizer, **{name: [text] for name, text in zip(("clean", "corrupt", "correct", "wrong"), pair[1::2], strict=True)}
+    )  # fmt: skip
+    last = np.asarray(lm.model.forward(lm.params, getattr(pairs, run)))[0, -1]
+    expected = float(last[pairs.correct[0, 0]] - last[pairs.wrong[0, 0]])
+    assert result["metrics"][0]["base"] == pytest.approx(expected, abs=1e-4)
+    assert words in cli(*options).out
+    with xr.open_dataset(tmp_path / "effects.nc", engine="h5netcdf") as saved:
+        assert saved.attrs["direction"] == direction
+
+
 def test_a_subset_of_layers_and_heads(cli, stories, pair, tmp_path):
     done = cli("patch", "--model", stories, *pair, "--layers", 2, 4, "--heads", 2, 6, "--out", tmp_path, "--json")
     cells = {row["cell"] for row in done.json()["metrics"][0]["ranked"]}

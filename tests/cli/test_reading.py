@@ -22,7 +22,13 @@ def test_predict_is_the_api_as_a_table_and_as_json(cli, stories, lm):
     )
     assert result["tokens"] == ["<s>", " Once", " upon", " a"] and result["prepend_bos"] is True
     text = cli("predict", "Once upon a", "--k", 3, "--model", stories).out
-    assert "BOS '<s>' is prepended" in text and "' time'" in text and f"{expected[0].logit:.3f}" in text
+    assert "BOS '<s>' is prepended" in text and str(expected) in text
+    assert result["revision"] is None
+
+
+def test_ten_candidates_are_listed_unless_another_number_is_asked_for(cli, stories):
+    assert len(cli("predict", "Once upon a", "--model", stories, "--json").json()["predictions"]) == 10
+    assert len(cli("predict", "Once upon a", "--k", 512, "--model", stories, "--json").json()["predictions"]) == 512
 
 
 def test_the_bos_policy_can_be_set_and_is_said(cli, stories):
@@ -51,6 +57,7 @@ def test_generate_greedy_and_sampled(cli, stories, lm):
         for seed in (1, 1, 2)
     ]
     texts = [done.json()["text"] for done in sampled]
+    assert greedy["seed"] is None and sampled[2].json()["seed"] == 2
     assert texts[0] == texts[1] != texts[2]
     assert "is prepended" in cli("generate", "One day, Tim", "--max-new-tokens", 8, "--model", stories).out
 
@@ -62,7 +69,24 @@ def test_sites_lists_what_the_api_lists(cli, stories, lm):
     z = next(site for site in result["sites"] if site["name"] == "attn.z")
     assert z["shape"] == [5, 1, 5, 8, 8] and z["layered"] and not z["on_demand"]
     text = cli("sites", "--model", stories).out
-    assert "attn.pattern" in text and "LBHTS" in text and "is prepended" in text
+    assert str(table) in text and "is prepended" in text and "'Once upon a time'" in text
+
+
+def test_sites_of_a_model_without_a_tokenizer(cli):
+    done = cli("sites", "--model", "induction")
+    assert done.code == 0, done.err
+    induction = ji.zoo.load("induction")
+    assert "no tokenizer" in done.out and "prompt of 5 tokens\n" in done.out
+    assert str(induction.sites((0,) * 5)) in done.out
+    result = cli("sites", "--model", "induction", "--json").json()
+    assert result["prompt"] is None and result["n_tokens"] == 5 and result["sites"][0]["shape"] == [1, 5, 64]
+
+
+def test_generated_text_that_is_piped_is_what_the_model_wrote(cli, stories, monkeypatch):
+    written = "One day,\t" + "word " * 60 + "\n\n  and  [bold]so[/bold] on   "
+    monkeypatch.setattr(ji.LanguageModel, "generate", lambda *args, **options: written)
+    assert cli("generate", "One day,", "--model", stories).out.endswith(f"\n\n{written}\n")
+    assert cli("generate", "One day,", "--model", stories, "--json").json()["text"] == written
 
 
 def test_a_model_that_comes_with_jaxinterp_is_the_default(cli):
