@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -56,7 +57,7 @@ class TransformerConfig:
         positional_embedding_type: "standard" (learned, added to the embedding), "rotary" or "none".
         rotary_base, rotary_dim, rotary_scaling: RoPE's base, how many features of a head it turns (None: all), its stretch.
         attention_dir: "causal" or "bidirectional".
-        attn_scale: what scores are multiplied by; None: 1 / sqrt(d_head).
+        attn_scale: what attention scores are divided by, above 0; None: sqrt(d_head).
         attention_bias: b_Q, b_K, b_V.
         attention_output_bias: b_O.
         mlp_bias: b_in, b_out (and b_gate).
@@ -118,6 +119,10 @@ class TransformerConfig:
             faults.append("gated_mlp=True contradicts attn_only=True")
         if self.eps < 0 or self.rotary_base <= 0:
             faults.append(f"eps={self.eps} must not be negative and rotary_base={self.rotary_base} must be positive")
+        if self.attn_scale is not None and not 0 < self.attn_scale < math.inf:
+            faults.append(
+                f"attn_scale={self.attn_scale} must be positive: scores are divided by it (None: by sqrt(d_head))"
+            )
         if self.rotary_features % 2 or self.rotary_features > self.d_head:
             faults.append(f"rotary_dim={self.rotary_features} must be even and at most d_head={self.d_head}")
         if self.tie_word_embeddings and self.outputs != self.d_vocab:
@@ -144,8 +149,8 @@ class TransformerConfig:
 
     @property
     def score_scale(self) -> float:
-        """What attention scores are multiplied by."""
-        return self.d_head**-0.5 if self.attn_scale is None else self.attn_scale
+        """What attention scores are multiplied by: 1 / attn_scale, 1 / sqrt(d_head) where that is None."""
+        return 1 / (math.sqrt(self.d_head) if self.attn_scale is None else self.attn_scale)
 
     def frequencies(self) -> np.ndarray:
         """RoPE's angles per position, float32 [rotary_features / 2], stretched as `rotary_scaling` says."""

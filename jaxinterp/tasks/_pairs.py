@@ -132,9 +132,11 @@ class PromptPairs:
             2 prompt pairs of 2 tokens, without BOS; roles: end
         """
         low, high = int(self.lengths.min()), int(self.lengths.max())
-        tokens = f"{low} tokens" if low == high else f"{low} to {high} tokens"
+        tokens = f"{low} token{'s' * (low != 1)}" if low == high else f"{low} to {high} tokens"
         bos = "with BOS" if self.prepend_bos else "without BOS"
-        lines = [f"{len(self)} prompt pairs of {tokens}, {bos}; roles: {', '.join(self.roles)}"]
+        lines = [
+            f"{len(self)} prompt {'pair' if len(self) == 1 else 'pairs'} of {tokens}, {bos}; roles: {', '.join(self.roles)}"
+        ]
         if any(self.template):
             lines[0] += f"; templates: {len(set(self.template))}"
         if self.clean_text:

@@ -10,6 +10,7 @@ from jaxinterp.weights._checkpoint import CONFIG, INDEX, SINGLE
 from jaxinterp.weights._tokenizer import FILES
 
 SMALL_FILES = (CONFIG, "generation_config.json", INDEX, *FILES)
+_ZOO = "A model shipped with jaxinterp loads by jaxinterp.zoo.load(name); jaxinterp.zoo.names() lists them."
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -38,7 +39,8 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> tuple[Pat
     name = str(folder_or_hub_id)
     if not _HUB_ID.fullmatch(name):
         raise MissingFileError(
-            f"There is no folder {name!r}, and a model of the hub is named 'owner/model'. Check the path from {Path.cwd()}."
+            f"There is no folder {name!r}, and a model of the hub is named 'owner/model'. Check the path from {Path.cwd()}. "
+            f"{_ZOO}"
         )
     folder = _fetch(name, revision, SMALL_FILES)
     _fetch(name, revision, _shards(folder))
@@ -65,13 +67,13 @@ def _fetch(name: str, revision: str | None, patterns: Any) -> Path:
         raise MissingFileError(
             f"There is no folder {name!r}, and the hub does not give a model of that name{_at(revision)}: "
             f"{_first_line(error)} A gated or private model needs `hf auth login` first. For a local checkpoint give "
-            "the path of its folder."
+            f"the path of its folder. {_ZOO}"
         ) from error
     except Exception as error:  # no network in its many shapes: the clients' errors share no base
         raise MissingFileError(
             f"There is no folder {name!r}, and the hub could not be reached for a model of that name{_at(revision)} "
             f"({type(error).__name__}: {_first_line(error)}) Without a network, load a folder: on a machine with "
-            f"one, run `hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER')."
+            f"one, run `hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER'). {_ZOO}"
         ) from error
 
 

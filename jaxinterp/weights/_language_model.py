@@ -14,6 +14,7 @@ from jaxinterp._errors import InputError, TokenError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.models import Model, TransformerConfig, check_tokens, generate
 from jaxinterp.tap import Handler, SiteTable, capture, run, sites
+from jaxinterp.weights._arguments import check_sampling, id_array, is_whole
 from jaxinterp.weights._prediction import PredictedToken, Prediction, top_rows
 from jaxinterp.weights._tokenizer import Tokenizer
 
@@ -32,7 +33,8 @@ class LanguageModel:
         model: the pure functions.
         params: their parameters.
         tokenizer: text to ids, with the BOS policy; None for a model that works on ids alone.
-        source: where it came from: name, folder, revision, family, dtype, and the checkpoint's own config.
+        source: where it came from: name, folder, revision, family, dtype, the BOS policy as it was loaded (None without a
+            tokenizer), and the checkpoint's own config.
         layout: the files it came from, for `save`; None for a model made here.
 
     Example:
@@ -84,15 +86,19 @@ class LanguageModel:
         return self._checked(jnp.asarray(rows, jnp.int32))
 
     def encode_padded(
-        self, texts: Sequence[str], *, prepend_bos: bool | None = None
+        self, texts: str | Sequence[str], *, prepend_bos: bool | None = None
     ) -> tuple[Int[Array, "B T"], Array]:
         """Texts of any lengths, padded on the left to the longest.
+
+        Args:
+            texts: several texts, or one.
+            prepend_bos: see `encode`.
 
         Returns:
             The ids int32 [B, T], and the mask bool [B, T] that is True at real tokens; pass both: `forward(params,
             ids, mask=mask)`.
         """
-        rows = [self._encode_one(text, prepend_bos) for text in texts]
+        rows = [self._encode_one(text, prepend_bos) for text in ([texts] if isinstance(texts, str) else texts)]
         longest = max(map(len, rows), default=0)
         mask = np.array([[False] * (longest - len(row)) + [True] * len(row) for row in rows])
         filled = np.array([[0] * (longest - len(row)) + row for row in rows], np.int32)
@@ -118,23 +124,35 @@ class LanguageModel:
         return self._tokenizer.answer_token(prompt, answer, prepend_bos=prepend_bos)
 
     def predict(
-        self, prompt: Prompt, k: int = 10, *, prepend_bos: bool | None = None, handlers: Sequence[Handler] = ()
+        self, prompt: Prompt, k: int | None = None, *, prepend_bos: bool | None = None, handlers: Sequence[Handler] = ()
     ) -> Prediction:
         """The `k` most likely next tokens, with logits and probabilities; prints as a table.
 
         Args:
             prompt: one text, or ids [T] or [1, T].
-            k: how many.
+            k: how many; None: 10, or all there are where that is fewer.
             prepend_bos: see `encode`.
             handlers: edits under which the model runs.
+
+        Raises:
+            TokenError: see `tokens`.
+            InputError: a `k` that is not from 1 to the vocabulary's size, several prompts, logits that are not finite.
         """
-        if k < 1:
-            raise InputError(f"k = {k} is not legal: give how many tokens to list, from 1 to {self.config.outputs}.")
+        outputs = self.config.outputs
+        k = min(10, outputs) if k is None else k
+        if not is_whole(k) or not 1 <= k <= outputs:
+            raise InputError(f"k = {k!r} is not legal: give how many tokens to list, from 1 to {outputs}.")
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(f"predict reads one prompt, and got {tokens.shape[0]}: call it for each.")
         logits = _forward(self.model, self.params, tokens, tuple(handlers))[0]
-        rows = top_rows(np.asarray(logits[0, -1]), k)
+        last = np.asarray(logits[0, -1])
+        if not np.isfinite(last).all():
+            raise InputError(
+                f"after {tokens.shape[1]} tokens {np.count_nonzero(~np.isfinite(last))} of {outputs} logits are not finite "
+                "numbers. Is there NaN or infinity in the weights, or in what a handler puts in?"
+            )
+        rows = top_rows(last, int(k))
         names = self._names([i for i, _, _ in rows])
         return Prediction(
             prompt=tuple(self._names(np.asarray(tokens[0]).tolist())),
@@ -143,7 +161,7 @@ class LanguageModel:
 
     def generate(
         self, prompt: Prompt, max_new_tokens: int = 50, *, temperature: float = 0.0, key: PRNGKeyArray | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         prepend_bos: bool | None = None, handlers: Sequence[Handler] = (),
     ) -> str:  # fmt: skip
         """Continues a prompt, up to the end-of-text token where the model writes one.
@@ -152,28 +170,30 @@ class LanguageModel:
             prompt: one text, or ids [T] or [1, T].
             max_new_tokens: how many tokens at most.
             temperature: 0 takes the most likely token each time; above, samples.
-            key: a typed key for sampling; None: made from `seed`.
-            seed: of the sampling.
+            key: a typed key for sampling, instead of `seed`.
+            seed: of the sampling; None: 0.
             prepend_bos: see `encode`.
             handlers: edits that are active in every step.
 
         Returns:
             The prompt and its continuation.
+
+        Raises:
+            TokenError: see `tokens`; more tokens than the context holds.
+            InputError: numbers that are not legal, `seed` or `key` where nothing is sampled, several prompts, logits that
+                are NaN.
         """
+        check_sampling(max_new_tokens, temperature, key, seed)
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(
                 f"generate continues one prompt, and got {tokens.shape[0]}: use jaxinterp.models.generate for a batch."
             )
-        check_tokens(self.config, tokens, new=max_new_tokens)
-        if not temperature >= 0:
-            raise InputError(
-                f"temperature = {temperature} is not legal: give 0 for the most likely token, or a number above."
-            )
+        check_tokens(self.config, tokens, new=int(max_new_tokens))
         if temperature > 0 and key is None:
-            key = jax.random.key(seed)
+            key = jax.random.key(seed or 0)
         heat = jnp.float32(temperature) if temperature > 0 else None
-        ids = _generate(self.model, self.params, tokens, max_new_tokens, heat, key, tuple(handlers))
+        ids = _generate(self.model, self.params, tokens, int(max_new_tokens), heat, key, tuple(handlers))
         start = tokens.shape[1]
         end = self._tokenizer.eos_id
         return self.decode(ids[: ids.index(end, start)] if end is not None and end in ids[start:] else ids)
@@ -213,15 +233,11 @@ class LanguageModel:
 
         Raises:
             TokenError: empty, longer than the context, or ids the model does not have.
+            InputError: neither text nor integer ids.
         """
         if isinstance(prompt, str) or (isinstance(prompt, Sequence) and any(isinstance(p, str) for p in prompt)):
             return self.encode(prompt, prepend_bos=prepend_bos)  # pyright: ignore[reportArgumentType]
-        ids = jnp.asarray(np.asarray(prompt, np.int32 if len(prompt) == 0 else None))
-        if ids.ndim not in (1, 2) or not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise InputError(
-                f"A prompt is text, or integer ids of shape [T] or [B, T]; got {ids.dtype}{list(ids.shape)}."
-            )
-        return self._checked(jnp.atleast_2d(ids).astype(jnp.int32))
+        return self._checked(jnp.atleast_2d(jnp.asarray(id_array(prompt), jnp.int32)))
 
     @property
     def _tokenizer(self) -> Tokenizer:
@@ -232,7 +248,9 @@ class LanguageModel:
             )
         return self.tokenizer
 
-    def _encode_one(self, text: str, prepend_bos: bool | None) -> list[int]:
+    def _encode_one(self, text: Any, prepend_bos: bool | None) -> list[int]:
+        if not isinstance(text, str):
+            raise InputError(f"A text was expected, and {text!r} came: give texts alone, or token ids alone.")
         if text == "":
             bos = self._tokenizer.bos_id
             hint = (

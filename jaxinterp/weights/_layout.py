@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,7 +126,7 @@ def _resolved(config: TransformerConfig) -> TransformerConfig:
         initializer_range=0.02,
         n_key_value_heads=config.key_value_heads,
         d_vocab_out=config.outputs,
-        attn_scale=config.score_scale,
+        attn_scale=config.attn_scale or math.sqrt(config.d_head),
         rotary_dim=config.rotary_features or None,
         **rotary,
     )

@@ -84,6 +84,7 @@ def load(
             "revision": commit,
             "family": family.model_type,
             "dtype": target.name,
+            "prepend_bos": None if reader is None else reader.prepend_bos,
             "config": raw,
         },
         layout=Layout(

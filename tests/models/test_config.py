@@ -42,6 +42,9 @@ def untyped(cls, **fields):
         (dict(gated_mlp=True, attn_only=True, d_mlp=None), "gated_mlp"),
         (dict(tie_word_embeddings=True, d_vocab_out=7), "tie_word_embeddings"),
         (dict(eps=-1.0), "eps=-1.0"),
+        (dict(attn_scale=0.0), "attn_scale=0.0 must be positive.*divided by it"),
+        (dict(attn_scale=-2.0), "attn_scale=-2.0 must be positive.*divided by it"),
+        (dict(attn_scale=float("nan")), "attn_scale=nan must be positive.*divided by it"),
     ],
 )
 def test_a_contradiction_is_an_error(changes, message):
@@ -70,8 +73,8 @@ def test_a_config_is_frozen_and_hashable():
 def test_derived_sizes():
     config = make()
     assert (config.key_value_heads, config.outputs, config.rotary_features, config.score_scale) == (4, 11, 0, 0.5)
-    config = make(n_key_value_heads=2, d_vocab_out=3, positional_embedding_type="rotary", rotary_dim=2, attn_scale=0.1)
-    assert (config.key_value_heads, config.outputs, config.rotary_features, config.score_scale) == (2, 3, 2, 0.1)
+    config = make(n_key_value_heads=2, d_vocab_out=3, positional_embedding_type="rotary", rotary_dim=2, attn_scale=4.0)
+    assert (config.key_value_heads, config.outputs, config.rotary_features, config.score_scale) == (2, 3, 2, 0.25)
 
 
 def test_frequencies_follow_the_scaling():

@@ -28,7 +28,7 @@ CONFIGS = {
         rotary_scaling=ji.RotaryScaling(kind="llama3", factor=8.0, original_n_ctx=16), rotary_base=100.0,
     ),
     "partly rotary, other outputs": dict(
-        positional_embedding_type="rotary", rotary_dim=2, rotary_base=50.0, d_vocab_out=5, unembed_bias=True, attn_scale=0.3,
+        positional_embedding_type="rotary", rotary_dim=2, rotary_base=50.0, d_vocab_out=5, unembed_bias=True, attn_scale=3.0,
         rotary_scaling=ji.RotaryScaling(kind="linear", factor=2.0), eps=0.1,
     ),
     "attention only": dict(attn_only=True, d_mlp=None, normalization_type=None, positional_embedding_type="none"),
@@ -80,7 +80,7 @@ def numpy_forward(c, params, tokens):
                 v = h @ a["W_V"][group] + (a["b_V"][group] if c.attention_bias else 0)
                 if c.positional_embedding_type == "rotary":
                     q, k = (turned(y, c.frequencies()) for y in (q, k))
-                s = q @ k.T * (c.attn_scale or c.d_head**-0.5)
+                s = q @ k.T / (c.attn_scale or np.sqrt(c.d_head))
                 if c.attention_dir == "causal":
                     s = np.where(np.tri(len(row)), s, -np.inf)
                 w = np.exp(s - s.max(-1, keepdims=True))

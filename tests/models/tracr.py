@@ -17,7 +17,7 @@ def read_program(folder, name):
     config = ji.TransformerConfig(
         n_layers=about["n_layers"], d_model=about["d_model"], n_ctx=about["n_positions"], n_heads=about["n_heads"],
         d_head=about["d_head"], d_vocab=about["d_vocab"], d_mlp=about["d_mlp"], d_vocab_out=arrays["unembed"].shape[1],
-        act_fn=about["activation"], normalization_type=None, attn_scale=about["attention_scale"],
+        act_fn=about["activation"], normalization_type=None, attn_scale=1 / about["attention_scale"],
         attention_dir="causal" if about["causal"] else "bidirectional",
     )  # fmt: skip
     stacked = lambda part, key: jnp.stack([arrays[f"layers.{i}.{part}.{key}"] for i in layers])

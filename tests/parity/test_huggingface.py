@@ -220,7 +220,7 @@ MUTATIONS = {
     "weight of LayerNorm": ("gpt2", None, lambda p: scaled(p, "ln2")),
     "LayerNorm for RMSNorm": ("llama-grouped", lambda c: dataclasses.replace(c, normalization_type="LN"), "biases"),
     "activation": ("gpt2", lambda c: dataclasses.replace(c, act_fn="relu"), None),
-    "attention scale": ("gpt2", lambda c: dataclasses.replace(c, attn_scale=1.1 * c.score_scale), None),
+    "attention scale": ("gpt2", lambda c: dataclasses.replace(c, attn_scale=1.1 / c.score_scale), None),
     "positions of GPT-2": (
         "gpt2", None, lambda p: {**p, "embed": {**p["embed"], "W_pos": jnp.roll(p["embed"]["W_pos"], 1, axis=0)}},
     ),

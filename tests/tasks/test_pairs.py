@@ -76,3 +76,10 @@ def test_the_pairs_are_a_pytree_whose_values_are_not_looked_at_while_traced(pair
     assert same.clean.tolist() == pairs.clean.tolist() and same.clean_text == pairs.clean_text
     with pytest.raises(InputError, match="inside a JAX transformation"):
         jax.jit(lambda p: p.take([0]).clean)(pairs)
+
+
+def test_the_summary_counts_in_good_english(pairs: PromptPairs) -> None:
+    assert pairs.summary().startswith("3 prompt pairs of 2 to 3 tokens, ")
+    assert pairs.take(1).summary().startswith("1 prompt pair of 2 tokens, ")
+    single = pairs_from_tokens(clean=[[5]], corrupt=[[6]], correct=[1], wrong=[2])
+    assert single.summary().startswith("1 prompt pair of 1 token, ")

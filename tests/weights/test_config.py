@@ -200,7 +200,7 @@ CONFIGS = [
     TransformerConfig(
         n_layers=1, d_model=8, n_ctx=16, n_heads=4, d_head=6, d_vocab=11, d_mlp=5, d_vocab_out=3, gated_mlp=True, act_fn="relu",
         n_key_value_heads=2, normalization_type="RMS", positional_embedding_type="rotary", rotary_dim=4, rotary_scaling=LLAMA3,
-        attn_scale=0.3, attention_dir="bidirectional", unembed_bias=True, final_norm=False, precision="default", eps=1e-3,
+        attn_scale=3.0, attention_dir="bidirectional", unembed_bias=True, final_norm=False, precision="default", eps=1e-3,
     ),
     TransformerConfig(n_layers=1, d_model=8, n_ctx=16, n_heads=2, d_head=4, d_vocab=11, d_mlp=5, tie_word_embeddings=True),
 ]  # fmt: skip
@@ -211,6 +211,16 @@ def test_our_own_configs_come_back(config):
     native = FAMILIES["jaxinterp"]
     text = json.dumps({"model_type": "jaxinterp", **native.describe(config)})
     assert read(json.loads(text)) == config
+
+
+def test_attention_scale_divides():
+    unscaled = read({**json.loads(GPT2_SMALL), "scale_attn_weights": False})
+    assert unscaled.score_scale == 1.0 and read(json.loads(GPT2_SMALL)).score_scale == 1 / 8
+    raw = {"model_type": "jaxinterp", **FAMILIES["jaxinterp"].describe(CONFIGS[0])}
+    assert raw["attn_scale"] is None and read(raw).score_scale == 0.5
+    assert read({**raw, "attn_scale": 4}).score_scale == 0.25
+    with pytest.raises(ConfigError, match=r"attn_scale=0\.0 must be positive"):
+        read({**raw, "attn_scale": 0})
 
 
 def test_our_own_config_with_faults():

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import json
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 import jaxinterp as ji
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp.weights import LanguageModel
+from jaxinterp.weights._arguments import check_sampling
 from jaxinterp.weights._prediction import top_rows
+from tests.tiny import make_model, make_params
 
 START = "Once upon a time"
 
@@ -47,8 +50,52 @@ def test_sampling_follows_the_seed(lm):
     assert a == b != c
     assert lm.generate(START, 10, temperature=1.5, key=jax.random.key(0)) == a
     assert lm.generate(START, 10, temperature=1e-4) == lm.generate(START, 10)
-    with pytest.raises(InputError, match="temperature = -1"):
-        lm.generate(START, 3, temperature=-1.0)
+    assert lm.generate(START, 10, temperature=1.5) == a  # seed 0
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (dict(temperature=-1.0), "temperature = -1"),
+        (dict(temperature=float("nan")), "temperature = nan"),
+        (dict(temperature="hot"), "temperature = 'hot'"),
+        (dict(seed=0), "seed = 0 does nothing with temperature = 0"),
+        (dict(seed=3), "seed = 3 does nothing with temperature = 0"),
+        (dict(key=jax.random.key(0)), "key does nothing with temperature = 0"),
+        (dict(temperature=1.0, key=jax.random.key(0), seed=3), "key and seed = 3 were both given"),
+        (dict(temperature=1.0, seed=0.5), "seed = 0.5 is not legal"),
+        (dict(max_new_tokens=0), "max_new_tokens = 0 is not legal"),
+        (dict(max_new_tokens=2.0), "max_new_tokens = 2.0 is not legal"),
+        (dict(max_new_tokens="3"), "max_new_tokens = '3' is not legal"),
+    ],
+)
+def test_settings_of_generation_that_are_refused(lm, how, message):
+    given = {"max_new_tokens": 3, "temperature": 0.0, "key": None, "seed": None} | how
+    with pytest.raises(InputError, match=message):
+        check_sampling(**given)
+    with pytest.raises(InputError, match=message):
+        untyped("generate")(lm, START, **given)
+
+
+def untyped(method):
+    """A method as it is without the type checker of this session, which would be the first to object."""
+    return inspect.unwrap(getattr(LanguageModel, method))
+
+
+@pytest.mark.parametrize("prompt", [5, None, 0.5, b"abc", {"a": 1}, [[1, 2], [3]], [1, None], True, [True, False]])
+def test_what_is_no_prompt(lm, prompt):
+    with pytest.raises(InputError, match="A prompt is text, or integer ids"):
+        untyped("tokens")(lm, prompt)
+
+
+def test_text_and_numbers_of_the_wrong_type(lm):
+    with pytest.raises(InputError, match="A text was expected, and None came"):
+        untyped("encode")(lm, ["Once", None])
+    for k in (2.5, "3", True):
+        with pytest.raises(InputError, match=f"k = {k!r} is not legal"):
+            untyped("predict")(lm, START, k=k)
+    assert len(untyped("predict")(lm, START, k=np.int64(3))) == 3
+    assert untyped("generate")(lm, START, np.int64(3)) == lm.generate(START, 3)
 
 
 def test_generation_ends_at_the_end_token(lm, golden):
@@ -85,8 +132,32 @@ def test_predict(lm, golden):
     assert lines[2].split()[:3] == ["0", "','", str(prediction[0].id)]
     edited = lm.predict(START, k=1, handlers=[ji.zero("attn.z")])
     assert edited[0].probability != prediction[0].probability
-    with pytest.raises(InputError, match="k = 0"):
-        lm.predict(START, k=0)
+    for k in (0, 513):
+        with pytest.raises(InputError, match=f"k = {k} is not legal.*from 1 to 512"):
+            lm.predict(START, k=k)
+    assert len(lm.predict(START)) == 10 and len(lm.predict(START, k=512)) == 512
+
+
+def test_a_small_vocabulary_is_listed_whole():
+    model = make_model(d_vocab=7)
+    small = LanguageModel(model=model, params=make_params(model))
+    assert len(small.predict([1, 2])) == 7
+    with pytest.raises(InputError, match="from 1 to 7"):
+        small.predict([1, 2], k=10)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_no_prediction(lm, value):
+    with pytest.raises(InputError, match="after 5 tokens 512 of 512 logits are not finite"):
+        lm.predict(START, handlers=[ji.edit("logits", lambda x: x * 0 + jnp.float32(value))])
+    one = ji.edit("logits", lambda x: x.at[..., 3].set(value))
+    with pytest.raises(InputError, match="1 of 512 logits are not finite"):
+        lm.predict(START, handlers=[one])
+    norm = {"w": lm.params["ln_final"]["w"].at[0].set(value)}
+    broken = dataclasses.replace(lm, params=lm.params | {"ln_final": norm})
+    with pytest.raises(InputError, match="NaN or infinity in the weights"):
+        broken.predict(START)
+    assert not np.isfinite(broken.run_with_cache(START, "logits")[0]).all()  # which shows what it found
 
 
 def test_top_rows_break_ties_by_id():
@@ -138,6 +209,7 @@ def test_encode_one_and_several(lm, golden):
 def test_padding_changes_nothing(lm):
     ids, mask = lm.encode_padded([START, "Once"])
     assert mask.tolist() == [[True] * 5, [False] * 3 + [True] * 2]
+    assert all(np.array_equal(a, b) for a, b in zip(lm.encode_padded(START), lm.encode_padded([START]), strict=True))
     logits = lm.model.forward(lm.params, ids, mask=mask)
     assert np.allclose(logits[1, 3:], lm.model.forward(lm.params, lm.encode("Once"))[0], atol=1e-4)
 

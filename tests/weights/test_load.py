@@ -298,6 +298,26 @@ def test_names_that_are_no_folder(tmp_path, gpt2):
         ji.load(folder, revision="main")
 
 
+ZOO = r"shipped with jaxinterp loads by jaxinterp\.zoo\.load\(name\)"
+
+
+def test_a_name_that_is_nowhere_is_told_of_the_zoo(tmp_path, monkeypatch):
+    from huggingface_hub.errors import HFValidationError
+
+    def refuse(*_, **__):
+        raise HFValidationError("no such repository.")
+
+    with pytest.raises(MissingFileError, match=ZOO):
+        ji.load("./stories")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(MissingFileError, match="(?s)could not be reached.*" + ZOO):
+        ji.load("stories")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(MissingFileError, match="(?s)does not give a model of that name.*" + ZOO):
+        ji.load("stories")
+
+
 def test_offline_the_error_names_the_folder_route(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -338,3 +358,12 @@ def test_where_a_model_came_from(gpt2):
         None,
     )
     assert source["config"] == json.loads((folder / "config.json").read_text())
+
+
+def test_the_bos_policy_is_part_of_where_a_model_came_from(shared, gpt2, tmp_path):
+    folder = shared / "stories260k"
+    assert ji.load(folder).source["prepend_bos"] is True
+    lm = ji.load(folder, prepend_bos=False)
+    assert lm.source["prepend_bos"] is False
+    assert ji.load(ji.save(lm, tmp_path / "again")).source["prepend_bos"] is True  # the files' own, as before
+    assert ji.load(gpt2().write(tokenizer=False), tokenizer=None).source["prepend_bos"] is None

@@ -150,6 +150,7 @@ def test_our_own_layout_for_a_model_of_another_family(shared, tmp_path):
     [
         ("gpt2", {"d_mlp": 5, "act_fn": "gelu_new", "tie_word_embeddings": True}),
         ("gpt2", {"d_mlp": 5, "act_fn": "relu", "attn_scale": 1.0, "precision": "default"}),
+        ("gpt2", {"d_mlp": 5, "act_fn": "relu", "attn_scale": 2.0}),  # sqrt(d_head), which is the default
         ("llama", {"n_key_value_heads": 1, "rotary_scaling": LINEAR, "tie_word_embeddings": True}),
         ("llama", {"d_head": 6, "rotary_base": 500.0, "attention_bias": True, "attention_output_bias": True}),
     ],
@@ -169,6 +170,14 @@ def test_a_model_made_here_in_the_layout_of_a_family(tmp_path, family, changes):
     expected = lm.model.forward(lm.params, tokens)
     assert np.allclose(back.model.forward(back.params, tokens), expected, atol=1e-5)
     assert_same_folder(ji.save(back, tmp_path / "again"), folder)
+
+
+def test_another_attention_scale_is_kept_or_refused(tmp_path):
+    lm = native(d_mlp=5, act_fn="relu", attn_scale=3.0)
+    with pytest.raises(InputError, match=r"attn_scale is 3\.0 and would be read as 2\.0"):
+        ji.save(lm, tmp_path / "x", family="gpt2")
+    back = ji.load(ji.save(lm, tmp_path / "own"))
+    assert back.config.attn_scale == 3.0 and back.config.score_scale == 1 / 3
 
 
 def test_values_that_a_dtype_cannot_hold(tmp_path):
