@@ -6,6 +6,7 @@ errors (`pyproject.toml`).
 
 Fixtures:
     shared: `Path` of the data folder beside the project (`../shared/data`); skips the test where it is absent.
+    bfloat16_products: skips the test where XLA's CPU backend cannot multiply bfloat16 into float32.
     count_compiles: a context manager that counts what XLA compiled inside it.
 
 Counting compiles::
@@ -107,3 +108,14 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the data folder beside the project is absent ({folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def bfloat16_products() -> None:
+    """Skips where XLA cannot multiply bfloat16 into float32 on a CPU (jax 0.7); TPUs and GPUs always can."""
+    ones = lambda *shape: jax.numpy.ones(shape, jax.numpy.bfloat16)
+    product = lambda a, b: jax.numpy.einsum("btd,vd->btv", a, b, preferred_element_type=jax.numpy.float32)
+    try:
+        jax.jit(product)(ones(2, 5, 16), ones(11, 16)).block_until_ready()
+    except jax.errors.JaxRuntimeError as error:
+        pytest.skip(f"this XLA has no bfloat16 product into float32 on a CPU: {error}")

@@ -67,8 +67,8 @@ def generate(
     greedy = isinstance(temperature, (int, float)) and temperature == 0
     if greedy != (key is None):
         raise InputError(
-            f"temperature={temperature} with key={key}: sampling needs both (temperature=1.0, key=jax.random.key(0)), greedy "
-            "generation neither."
+            f"temperature={temperature} with{'out' if key is None else ''} a key: sampling needs both (temperature=1.0, "
+            "key=jax.random.key(0)), greedy generation neither."
         )
     check_tokens(config, tokens, mask, max_new_tokens)
 

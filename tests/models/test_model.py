@@ -227,7 +227,7 @@ def test_layers_from_a_cache():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "partly rotary, other outputs"])
-def test_bfloat16_parameters_give_float32_logits(name):
+def test_bfloat16_parameters_give_float32_logits(name, bfloat16_products):
     model, params, forward = case(name)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
     logits, acts, _ = jax.jit(ji.run(model.forward, ji.capture("resid_post", "attn.scores")))(low, TOKENS)

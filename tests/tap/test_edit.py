@@ -190,7 +190,7 @@ def test_place_moves_an_edit():
         ji.tap.place(ji.capture("x"), position=2)
 
 
-def test_edits_in_bfloat16():
+def test_edits_in_bfloat16(bfloat16_products):
     model = make_model()
     params = make_params(model, dtype=jnp.bfloat16)
     tokens = jnp.zeros((1, 3), jnp.int32)
