@@ -32,7 +32,7 @@ def make_tokens(batch=2, length=6, seed=0, vocab=11):
     return jnp.asarray(np.random.default_rng(seed).integers(0, vocab, (batch, length)), jnp.int32)
 
 
-def close(got, want, tolerance=1e-5):
+def check_close(got, want, tolerance=1e-5):
     """Max abs difference over max abs value of the reference."""
     got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
     assert got.shape == want.shape, (got.shape, want.shape)
@@ -41,5 +41,5 @@ def close(got, want, tolerance=1e-5):
     assert error <= tolerance, error
 
 
-def same(got, want):
+def check_same(got, want):
     np.testing.assert_array_equal(np.asarray(got), np.asarray(want))

@@ -10,7 +10,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.models import generate
-from tests.tiny import close, make_model, make_params, make_tokens, same
+from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
 
 TOKENS = make_tokens(length=4)
 NEW = 5
@@ -56,8 +56,8 @@ def greedy(model, params, tokens, *handlers, new=NEW, **how):
 def test_greedy_generation_is_repeated_forwards(name):
     model, params = case(name)
     want = by_full_forwards(model, params, TOKENS)
-    same(greedy(model, params, TOKENS)[0], want)
-    same(greedy(model, params, TOKENS, new=1)[0], want[:, :5])
+    check_same(greedy(model, params, TOKENS)[0], want)
+    check_same(greedy(model, params, TOKENS, new=1)[0], want[:, :5])
     assert len(set(np.asarray(want[:, 4:]).ravel().tolist())) > 2  # no constant
 
 
@@ -71,7 +71,7 @@ def test_an_edit_acts_at_its_position_once_that_is_there(name, position):
     edit = ji.add("resid_mid", VECTOR, layer=1, position=np.int32(position))
     want = by_full_forwards(model, params, TOKENS, lambda length: (edit,) if position < length else ())
     got, acts, _ = greedy(model, params, TOKENS, edit, ji.capture("resid_mid"))
-    same(got, want)
+    check_same(got, want)
     plain = greedy(model, params, TOKENS, ji.capture("resid_mid"))
     seen = lambda a: np.concatenate(
         [a["prompt/resid_mid"], np.moveaxis(a["resid_mid"][:, :, :, 0], 0, 2)], 2
@@ -80,7 +80,7 @@ def test_an_edit_acts_at_its_position_once_that_is_there(name, position):
     assert seen(acts).shape == (3, 2, T - 1, 8)
     assert moved[:position].max(initial=0) < 1e-5 and moved[position] > 1e-2
     if position >= 4:  # only what was chosen before it is sure to be the same
-        same(got[:, : position + 1], plain[0][:, : position + 1])
+        check_same(got[:, : position + 1], plain[0][:, : position + 1])
 
 
 def test_the_captures_of_steps_are_those_of_a_full_forward():
@@ -94,8 +94,8 @@ def test_the_captures_of_steps_are_those_of_a_full_forward():
     _, whole, _ = jax.jit(ji.run(model.forward, *handlers))(params, tokens[:, :-1])
     assert acts["resid_post"].shape == (NEW - 1, 3, 2, 1, 8) and acts["one/mlp.out"].shape == (NEW - 1, 1, 2, 1, 8)
     for name in ("resid_post", "attn.z", "one/mlp.out"):
-        close(acts["prompt/" + name], whole[name][:, :, :4])
-        close(jnp.moveaxis(acts[name][:, :, :, 0], 0, 2), whole[name][:, :, 4:])
+        check_close(acts["prompt/" + name], whole[name][:, :, :4])
+        check_close(jnp.moveaxis(acts[name][:, :, :, 0], 0, 2), whole[name][:, :, 4:])
 
 
 def test_a_patch_of_a_whole_run_finds_its_rows():
@@ -105,11 +105,11 @@ def test_a_patch_of_a_whole_run_finds_its_rows():
     ]
     patch = ji.patch("resid_mid", per_layer=donor, layer=1, position=[1, 5])
     acts = greedy(model, params, TOKENS, patch, ji.capture("resid_mid"))[1]
-    close(acts["prompt/resid_mid"][1, :, 1], donor[1, :, 1], 0)
-    close(acts["resid_mid"][1, 1, :, 0], donor[1, :, 5], 0)
+    check_close(acts["prompt/resid_mid"][1, :, 1], donor[1, :, 1], 0)
+    check_close(acts["resid_mid"][1, 1, :, 0], donor[1, :, 5], 0)
     short = ji.patch("resid_mid", per_layer=donor[:, :, :4], layer=1)  # the prompt's rows: steps are left alone
     acts = greedy(model, params, TOKENS, short, ji.capture("resid_mid"))[1]
-    close(acts["prompt/resid_mid"][1], donor[1, :, :4], 0)
+    check_close(acts["prompt/resid_mid"][1], donor[1, :, :4], 0)
     assert np.abs(acts["resid_mid"][0, 1, :, 0] - donor[1, :, 3]).max() > 1e-3
 
 
@@ -125,15 +125,15 @@ def test_positions_that_are_never_read_are_an_error_or_nan():
             ji.run(functools.partial(generate, model, max_new_tokens=NEW), ji.capture("attn.z", position=bad))(
                 params, TOKENS
             )
-        same(run(where(bad))[0][:, 4:], np.full((2, NEW), -1))  # traced: the logits are NaN, and -1 is no token
+        check_same(run(where(bad))[0][:, 4:], np.full((2, NEW), -1))  # traced: the logits are NaN, and -1 is no token
 
 
 def test_nan_weights_give_no_token():
     model, params = case("learned")
     broken = params | {"ln_final": {"w": params["ln_final"]["w"].at[0].set(jnp.nan), "b": params["ln_final"]["b"]}}
-    same(greedy(model, broken, TOKENS)[0][:, 4:], np.full((2, NEW), -1))
+    check_same(greedy(model, broken, TOKENS)[0][:, 4:], np.full((2, NEW), -1))
     sampled = generate(model, broken, TOKENS, max_new_tokens=2, temperature=1.0, key=jax.random.key(0))
-    same(sampled[:, 4:], np.full((2, 2), -1))
+    check_same(sampled[:, 4:], np.full((2, 2), -1))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -148,8 +148,8 @@ def test_padded_prompts_continue_as_alone(name, side):
     for b, n in enumerate(lengths):
         alone = jnp.asarray(tokens[b][mask[b]])[None]
         rows = by_full_forwards(model, params, alone, lambda length: (edit,) if length > 4 else ())
-        same(got[b, 6:], rows[0, n:])
-        same(got[b, :6][mask[b]], alone[0])
+        check_same(got[b, 6:], rows[0, n:])
+        check_same(got[b, :6][mask[b]], alone[0])
 
 
 def test_sampling_is_deterministic_by_key():
@@ -158,9 +158,9 @@ def test_sampling_is_deterministic_by_key():
         lambda key, temperature: generate(model, params, TOKENS, max_new_tokens=NEW, temperature=temperature, key=key)
     )
     first = f(jax.random.key(0), 1.0)
-    same(first, f(jax.random.key(0), 1.0))
+    check_same(first, f(jax.random.key(0), 1.0))
     assert (first != f(jax.random.key(1), 1.0)).any()
-    same(f(jax.random.key(0), 1e-4), greedy(model, params, TOKENS)[0])
+    check_same(f(jax.random.key(0), 1e-4), greedy(model, params, TOKENS)[0])
     assert len(np.unique(np.asarray(f(jax.random.key(0), 100.0))[:, 4:])) > 4
 
 

@@ -13,7 +13,7 @@ from jaxinterp.models import block, embed, unembed
 from jaxinterp.nn import KeyValues
 from tests.nn.test_mlp import FORMULAS
 from tests.nn.test_rotary import by_complex_numbers
-from tests.tiny import close, make_model, make_params, make_tokens, same
+from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
 
 TOKENS = make_tokens(length=6)
 
@@ -108,10 +108,10 @@ def numpy_forward(c, params, tokens):
 def test_the_forward_pass_is_the_formula(name):
     model, params, forward = case(name)
     logits, stream = numpy_forward(model.config, params, TOKENS)
-    close(forward(params, TOKENS), logits)
+    check_close(forward(params, TOKENS), logits)
     acts = jax.jit(ji.run(model.forward, ji.capture("resid_pre", "resid_post")))(params, TOKENS)[1]
-    close(acts["resid_pre"], stream[:-1])
-    close(acts["resid_post"], stream[1:])
+    check_close(acts["resid_pre"], stream[:-1])
+    check_close(acts["resid_post"], stream[1:])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -128,7 +128,7 @@ def test_params_have_the_promised_shapes(name):
     if "mlp" in made["blocks"][0]:
         assert made["blocks"][0]["mlp"]["W_in"].shape == (3, 8, 12)
     assert ("unembed" in made) == (not model.config.tie_word_embeddings or model.config.unembed_bias)
-    same(jax.tree.leaves(made)[0], jax.tree.leaves(model.init(jax.random.key(0)))[0])
+    check_same(jax.tree.leaves(made)[0], jax.tree.leaves(model.init(jax.random.key(0)))[0])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "encoder"])
@@ -141,33 +141,33 @@ def test_padding_changes_nothing_at_real_positions(name, side):
     want = forward(params, TOKENS)
     keep = slice(pad[0], pad[0] + 6)
     masked = forward(params, padded, mask=mask)
-    close(masked[:, keep], want)
+    check_close(masked[:, keep], want)
     assert np.isfinite(masked).all()
     wild = jnp.where(mask, padded, 10_000)  # whatever stands at padding, an id of no token too
-    close(forward(params, wild, mask=mask)[:, keep], want)
+    check_close(forward(params, wild, mask=mask)[:, keep], want)
 
 
 def test_examples_of_several_lengths_share_a_batch():
     model, params, forward = case("llama")
     mask = jnp.array([[False, False, True, True, True, True], [True, True, True, True, True, False]])
     got = forward(params, TOKENS, mask=mask)
-    close(got[0, 2:], forward(params, TOKENS[:1, 2:])[0])
-    close(got[1, :5], forward(params, TOKENS[1:, :5])[0])
+    check_close(got[0, 2:], forward(params, TOKENS[:1, 2:])[0])
+    check_close(got[1, :5], forward(params, TOKENS[1:, :5])[0])
 
 
 def test_reading_rows_and_answers_is_indexing():
     model, params, forward = case("partly rotary, other outputs")
     whole = forward(params, TOKENS)
-    close(forward(params, TOKENS, read=jnp.array([[5, 0]])), whole[:, np.array([5, 0])])
-    close(forward(params, TOKENS, read=jnp.array([[5], [2]]))[:, 0], jnp.stack([whole[0, 5], whole[1, 2]]))
+    check_close(forward(params, TOKENS, read=jnp.array([[5, 0]])), whole[:, np.array([5, 0])])
+    check_close(forward(params, TOKENS, read=jnp.array([[5], [2]]))[:, 0], jnp.stack([whole[0, 5], whole[1, 2]]))
     answers = jnp.array([[4, 1], [0, 0]])
-    close(forward(params, TOKENS, answers=answers), jnp.stack([whole[0][:, answers[0]], whole[1][:, answers[1]]]))
-    close(
+    check_close(forward(params, TOKENS, answers=answers), jnp.stack([whole[0][:, answers[0]], whole[1][:, answers[1]]]))
+    check_close(
         forward(params, TOKENS, read=jnp.array([[5]]), answers=answers)[:, 0],
         jnp.stack([whole[0, 5, answers[0]], whole[1, 5, answers[1]]]),
     )
     tied, tied_params, tied_forward = case("gpt2")
-    close(
+    check_close(
         tied_forward(tied_params, TOKENS, answers=answers),
         np.stack([tied_forward(tied_params, TOKENS)[b][:, answers[b]] for b in range(2)]),
     )
@@ -178,16 +178,16 @@ def test_an_edit_of_what_is_read_finds_its_position():
     read = jnp.array([[5, 1]])
     acts = lambda h, **kw: ji.run(model.forward, h, ji.capture("final.in"))(params, TOKENS, **kw)[1]["final.in"]
     whole = acts(ji.zero("final.in", position=1))
-    close(acts(ji.zero("final.in", position=1), read=read), whole[:, np.array([5, 1])])
+    check_close(acts(ji.zero("final.in", position=1), read=read), whole[:, np.array([5, 1])])
     assert not whole[:, 1].any()
     value = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
-    same(acts(ji.patch("final.in", value), read=read), np.broadcast_to(value[[5, 1]], (2, 2, 8)))
+    check_same(acts(ji.patch("final.in", value), read=read), np.broadcast_to(value[[5, 1]], (2, 2, 8)))
 
 
 def test_given_positions_shift_what_depends_on_them():
     model, params, forward = case("llama")
     shifted = forward(params, TOKENS, positions=jnp.arange(4, 10)[None])
-    close(shifted, forward(params, TOKENS), 1e-4)  # RoPE sees distances only
+    check_close(shifted, forward(params, TOKENS), 1e-4)  # RoPE sees distances only
     model, params, forward = case("gpt2")
     assert jnp.abs(forward(params, TOKENS, positions=jnp.arange(4, 10)[None]) - forward(params, TOKENS)).max() > 1e-2
     assert np.isnan(forward(params, TOKENS, positions=jnp.arange(7, 13)[None])[:, -1]).all()  # the context has 12
@@ -197,7 +197,7 @@ def test_the_parts_make_the_whole():
     model, params, forward = case("llama")
     positions, data = jnp.arange(6)[None], jax.tree.map(jnp.asarray, model.layer_data()[0])
     x = model.embed(params, TOKENS, positions=positions)
-    same(x, embed(model.config, params, TOKENS, positions=positions))
+    check_same(x, embed(model.config, params, TOKENS, positions=positions))
 
     @jax.jit
     def layer(i, x):
@@ -210,10 +210,10 @@ def test_the_parts_make_the_whole():
 
     for i in range(3):
         x, kv, read, rest, own = layer(i, x)
-        close(read, x[:, np.array([4, 2])])
-        close(rest, x[:, 4:])
-        close(own.values, kv.values[:, 4:])
-    close(unembed(model.config, params, x), forward(params, TOKENS))
+        check_close(read, x[:, np.array([4, 2])])
+        check_close(rest, x[:, 4:])
+        check_close(own.values, kv.values[:, 4:])
+    check_close(unembed(model.config, params, x), forward(params, TOKENS))
 
 
 def test_layers_from_a_cache():
@@ -223,7 +223,7 @@ def test_layers_from_a_cache():
     whole, _ = model.layers(params, x, positions=positions)
     _, caches = model.layers(params, x[:, :4], positions=positions[:, :4])
     rest, _ = model.layers(params, x[:, 4:], positions=positions[:, 4:], prefixes=caches)
-    close(rest, whole[:, 4:])
+    check_close(rest, whole[:, 4:])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "partly rotary, other outputs"])
@@ -236,7 +236,7 @@ def test_bfloat16_parameters_give_float32_logits(name, bfloat16_products):
         and acts["resid_post"].dtype == jnp.bfloat16
         and acts["attn.scores"].dtype == jnp.float32
     )
-    close(logits, forward(params, TOKENS), 0.1)
+    check_close(logits, forward(params, TOKENS), 0.1)
     if model.config.d_vocab_out is None:
         f = functools.partial(ji.models.generate, model, max_new_tokens=2)
         assert jax.eval_shape(f, low, TOKENS).shape == (2, 8)  # every dtype is checked while tracing
@@ -255,12 +255,12 @@ def test_two_segments_are_one_stack():
         ji.statistics("mlp.pre"),
     )
     got = jax.jit(ji.run(other.forward, *handlers))(split, TOKENS)
-    jax.tree.map(close, got, jax.jit(ji.run(model.forward, *handlers))(params, TOKENS))
+    jax.tree.map(check_close, got, jax.jit(ji.run(model.forward, *handlers))(params, TOKENS))
     generated = [
         jax.jit(functools.partial(ji.models.generate, m, max_new_tokens=3))(p, TOKENS)
         for m, p in ((other, split), (model, params))
     ]
-    same(*generated)
+    check_same(*generated)
 
 
 def test_an_own_block_is_a_field():
@@ -271,7 +271,7 @@ def test_an_own_block_is_a_field():
     model, params, _ = case("gpt2")
     other = dataclasses.replace(model, block_fn=frozen)
     x = model.embed(params, TOKENS, positions=jnp.arange(6)[None])
-    close(other.forward(params, TOKENS), model.unembed(params, x))
+    check_close(other.forward(params, TOKENS), model.unembed(params, x))
     assert other != model
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import jaxinterp as ji
 from tests.models.tracr import read_program
-from tests.tiny import close
+from tests.tiny import check_close
 
 NAMES = ("causal_hist", "count_a", "frac_prevs", "hist", "length", "reverse", "shuffle_dyck1", "sort_unique")
 SITES = ("embed", "resid_mid", "resid_post")
@@ -47,6 +47,6 @@ def test_the_residual_stream_is_the_reference(ran):
     program, _, acts = ran
     want = program.residuals.swapaxes(0, 1)
     rows = lambda name: np.asarray(acts[name])[..., -2:, : want.shape[2], :]
-    close(rows("embed"), want[0])
-    close(rows("resid_mid"), want[1::2], 1e-4)
-    close(rows("resid_post"), want[2::2], 1e-4)
+    check_close(rows("embed"), want[0])
+    check_close(rows("resid_mid"), want[1::2], 1e-4)
+    check_close(rows("resid_post"), want[2::2], 1e-4)

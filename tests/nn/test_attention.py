@@ -8,7 +8,7 @@ import pytest
 import jaxinterp as ji
 from jaxinterp.nn import KeyValues, attention, lookup, rotary_frequencies, take_rows
 from tests.nn.test_rotary import by_complex_numbers
-from tests.tiny import close, same
+from tests.tiny import check_close, check_same
 
 B, T, D, H, E = 2, 5, 6, 4, 4
 FREQUENCIES = rotary_frequencies(E, 30.0)
@@ -73,9 +73,9 @@ def test_attention_is_the_loop(kv_heads, causal, rotary, positions):
     want, z, pattern = oracle(p, X, positions, causal=causal, scale=0.7, rotary=rotary)
     real = positions >= 0
     assert pattern[0, 0, 4 if real[0, 4] else 2].max() > 0.4  # far from uniform
-    close(np.asarray(got)[real], want[real])
-    close(np.asarray(acts["attn.z"])[real], z[real])
-    close(np.swapaxes(acts["attn.pattern"], 1, 2)[real], np.swapaxes(pattern, 1, 2)[real])
+    check_close(np.asarray(got)[real], want[real])
+    check_close(np.asarray(acts["attn.z"])[real], z[real])
+    check_close(np.swapaxes(acts["attn.pattern"], 1, 2)[real], np.swapaxes(pattern, 1, 2)[real])
     assert np.isfinite(got).all()
 
 
@@ -91,7 +91,7 @@ def test_every_on_demand_path_is_the_fused_one(read):
                   ["attn.scores"], ["attn.q_rot", "attn.k_rot"], ["attn.norm_scale"]):  # fmt: skip
         got, acts, _ = ji.run(lambda x, *, tap: call(p, x, PLAIN, tap=tap, read=read, **how)[0], ji.capture(*names))(X)
         assert set(acts) == set(names)
-        close(got, fused)
+        check_close(got, fused)
 
 
 def test_reads_are_by_head():
@@ -106,17 +106,17 @@ def test_reads_are_by_head():
     )(other)
     for letter, heads in (("q", 4), ("k", 2), ("v", 2)):
         _, acts, _ = run(ji.patch(f"attn.{letter}_in", other[:, :, None], head=heads - 1))
-        close(acts[f"attn.{letter}"][:, :, -1], moved[f"attn.{letter}"][:, :, -1])
-        close(acts[f"attn.{letter}"][:, :, :-1], plain[f"attn.{letter}"][:, :, :-1])
+        check_close(acts[f"attn.{letter}"][:, :, -1], moved[f"attn.{letter}"][:, :, -1])
+        check_close(acts[f"attn.{letter}"][:, :, :-1], plain[f"attn.{letter}"][:, :, :-1])
         for rest in set("qkv") - {letter}:
-            close(acts[f"attn.{rest}"], plain[f"attn.{rest}"])
+            check_close(acts[f"attn.{rest}"], plain[f"attn.{rest}"])
 
 
 def test_results_are_what_heads_write():
     p = make(4)
     out, acts, _ = ji.run(lambda x, *, tap: call(p, x, PLAIN, tap=tap)[0], ji.capture("attn.result", "attn.z"))(X)
-    close(acts["attn.result"], np.einsum("bthe,hed->bthd", acts["attn.z"], p["W_O"]))
-    close(out, np.asarray(acts["attn.result"]).sum(2) + p["b_O"])
+    check_close(acts["attn.result"], np.einsum("bthe,hed->bthd", acts["attn.z"], p["W_O"]))
+    check_close(out, np.asarray(acts["attn.result"]).sum(2) + p["b_O"])
 
 
 def test_an_edit_of_the_pattern_moves_the_write():
@@ -125,7 +125,7 @@ def test_an_edit_of_the_pattern_moves_the_write():
     out, acts, _ = ji.run(
         lambda x, *, tap: call(p, x, PLAIN, tap=tap)[0], ji.patch("attn.pattern", eye), ji.capture("attn.z", "attn.v")
     )(X)
-    close(acts["attn.z"], np.repeat(np.asarray(acts["attn.v"]), 2, axis=2))
+    check_close(acts["attn.z"], np.repeat(np.asarray(acts["attn.v"]), 2, axis=2))
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -135,11 +135,11 @@ def test_a_prefix_is_the_rows_before(causal, positions):
     whole, kv = call(p, X, positions, rotary=True, causal=causal)
     prefix = KeyValues(kv.keys[:, :3], kv.values[:, :3], kv.positions[:, :3])
     got, own = call(p, X[:, 3:], positions[:, 3:], rotary=True, causal=causal, prefix=prefix)
-    close(got, whole[:, 3:])
-    close(own.keys, kv.keys[:, 3:])
+    check_close(got, whole[:, 3:])
+    check_close(own.keys, kv.keys[:, 3:])
     read, _ = call(p, X[:, 2:], positions[:, 2:], rotary=True, causal=causal, read=jnp.array([[2], [0]]),
                    prefix=KeyValues(*(a[:, :2] for a in kv)))  # fmt: skip
-    close(read[:, 0], jnp.stack([whole[0, 4], whole[1, 2]]))
+    check_close(read[:, 0], jnp.stack([whole[0, 4], whole[1, 2]]))
 
 
 def test_no_gradient_reaches_what_may_not_be_seen():
@@ -151,14 +151,14 @@ def test_no_gradient_reaches_what_may_not_be_seen():
 def test_a_lookup_out_of_range_is_nan():
     table = jnp.arange(6.0).reshape(3, 2)
     got = jax.jit(lookup)(table, jnp.array([[0, 2], [3, -1]]))
-    same(got[0], [[0, 1], [4, 5]])
+    check_same(got[0], [[0, 1], [4, 5]])
     assert np.isnan(got[1]).all()
     g = jax.grad(lambda t: lookup(t, jnp.array([1, 1]))[:, 0].sum())(table)
-    same(g, [[0, 0], [2, 0], [0, 0]])
+    check_same(g, [[0, 0], [2, 0], [0, 0]])
 
 
 def test_take_rows_broadcasts_either_side():
     x = jnp.asarray(X)
-    same(take_rows(x, jnp.array([[1, 0]])), x[:, np.array([1, 0])])
-    same(take_rows(x, jnp.array([[1], [0]]))[:, 0], jnp.stack([x[0, 1], x[1, 0]]))
-    same(take_rows(jnp.arange(5)[None], jnp.array([[1], [4]])), [[1], [4]])
+    check_same(take_rows(x, jnp.array([[1, 0]])), x[:, np.array([1, 0])])
+    check_same(take_rows(x, jnp.array([[1], [0]]))[:, 0], jnp.stack([x[0, 1], x[1, 0]]))
+    check_same(take_rows(jnp.arange(5)[None], jnp.array([[1], [4]])), [[1], [4]])

@@ -8,7 +8,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.nn import ACTIVATIONS, mlp
-from tests.tiny import close
+from tests.tiny import check_close
 
 FORMULAS = {
     "relu": lambda x: np.maximum(x, 0),
@@ -49,8 +49,8 @@ def test_an_mlp_is_two_or_three_products(act_fn, gated, biases):
     f = lambda x, *, tap: mlp(params, x, act_fn=act_fn, gated=gated, precision="highest", tap=tap)
     names = ("mlp.pre", "mlp.post") + (("mlp.gate",) if gated else ())
     out, acts, _ = ji.run(f, ji.capture(*names))(jnp.asarray(x, jnp.float32))
-    close(out, post @ p["W_out"] + get("b_out"))
-    close(acts["mlp.pre"], pre)
-    close(acts["mlp.post"], post)
+    check_close(out, post @ p["W_out"] + get("b_out"))
+    check_close(acts["mlp.pre"], pre)
+    check_close(acts["mlp.post"], post)
     if gated:
-        close(acts["mlp.gate"], x @ p["W_gate"] + get("b_gate"))
+        check_close(acts["mlp.gate"], x @ p["W_gate"] + get("b_gate"))

@@ -6,7 +6,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.nn import normalize
-from tests.tiny import close
+from tests.tiny import check_close
 
 RNG = np.random.default_rng(0)
 W, BIAS = RNG.normal(size=6), RNG.normal(size=6)
@@ -25,7 +25,7 @@ def oracle(x, kind, eps):
 def test_a_norm_is_its_formula(kind, eps, shape):
     x = (3 + 2 * RNG.normal(size=shape)).astype(np.float32)
     params = {"w": jnp.asarray(W, jnp.float32), "b": jnp.asarray(BIAS, jnp.float32)}
-    close(normalize(params, jnp.asarray(x), kind=kind, eps=eps, name="n"), oracle(x, kind, eps))
+    check_close(normalize(params, jnp.asarray(x), kind=kind, eps=eps, name="n"), oracle(x, kind, eps))
 
 
 def test_no_norm_is_the_identity():
@@ -38,7 +38,7 @@ def test_bfloat16_is_normalized_in_float32():
     params = {"w": jnp.asarray(W, jnp.bfloat16), "b": jnp.asarray(BIAS, jnp.bfloat16)}
     got = normalize(params, x, kind="LN", eps=1e-5, name="n")
     assert got.dtype == jnp.bfloat16
-    close(got.astype(jnp.float32), oracle(np.asarray(x, np.float64), "LN", 1e-5), 2e-2)
+    check_close(got.astype(jnp.float32), oracle(np.asarray(x, np.float64), "LN", 1e-5), 2e-2)
 
 
 def test_the_scale_is_a_site():
@@ -46,6 +46,6 @@ def test_the_scale_is_a_site():
     f = lambda x, *, tap: normalize({"w": jnp.ones(6)}, x, kind="RMS", eps=0.0, name="n", tap=tap)
     scale = np.sqrt((x**2).mean(-1, keepdims=True))
     out, acts, _ = ji.run(f, ji.capture("n.norm_scale"))(jnp.asarray(x))
-    close(acts["n.norm_scale"], scale)
+    check_close(acts["n.norm_scale"], scale)
     frozen, _, _ = ji.run(f, ji.patch("n.norm_scale", 2.0))(jnp.asarray(x))
-    close(frozen, x / 2)
+    check_close(frozen, x / 2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxinterp.nn import rotary_frequencies, rotate, scale_linear, scale_llama3
-from tests.tiny import close, same
+from tests.tiny import check_close, check_same
 
 RNG = np.random.default_rng(0)
 
@@ -20,7 +20,7 @@ def by_complex_numbers(x, positions, frequencies):
 
 
 def test_frequencies():
-    close(rotary_frequencies(8, 500.0), [500.0 ** (-2 * i / 8) for i in range(4)])
+    check_close(rotary_frequencies(8, 500.0), [500.0 ** (-2 * i / 8) for i in range(4)])
     assert rotary_frequencies(8, 500.0).dtype == np.float32
 
 
@@ -31,15 +31,15 @@ def test_rotation_is_multiplication_by_a_complex_number(dim, batch):
     positions = RNG.integers(0, 60, (batch, 5)).astype(np.int32)
     frequencies = rotary_frequencies(dim, 100.0)
     got = rotate(jnp.asarray(x), jnp.asarray(positions), jnp.asarray(frequencies))
-    close(got, by_complex_numbers(x, np.broadcast_to(positions, (3, 5)), frequencies))
-    same(got[..., dim:], x[..., dim:])
+    check_close(got, by_complex_numbers(x, np.broadcast_to(positions, (3, 5)), frequencies))
+    check_same(got[..., dim:], x[..., dim:])
 
 
 def test_scores_depend_on_distance_only():
     q, k = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
     f = jnp.asarray(rotary_frequencies(8, 100.0))
     score = lambda i, j: jnp.vdot(rotate(q, jnp.full((1, 1), i), f), rotate(k, jnp.full((1, 1), j), f))
-    close(score(7, 3), score(14, 10), 1e-4)
+    check_close(score(7, 3), score(14, 10), 1e-4)
     assert abs(score(7, 3) - score(7, 4)) > 1e-2
 
 
@@ -48,11 +48,11 @@ def test_rotation_keeps_the_dtype():
     got = rotate(x, jnp.array([[0, 900]]), jnp.asarray(rotary_frequencies(4, 10000.0)))
     assert got.dtype == jnp.bfloat16
     angle = 900 * rotary_frequencies(4, 10000.0).astype(np.float64)
-    close(got[0, 1, 0], np.concatenate([np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)]), 1e-2)
+    check_close(got[0, 1, 0], np.concatenate([np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)]), 1e-2)
 
 
 def test_linear_scaling_divides_every_angle():
-    close(scale_linear(rotary_frequencies(8, 100.0), factor=4.0), rotary_frequencies(8, 100.0) / 4)
+    check_close(scale_linear(rotary_frequencies(8, 100.0), factor=4.0), rotary_frequencies(8, 100.0) / 4)
 
 
 def test_llama3_scaling_by_hand():

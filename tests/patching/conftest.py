@@ -66,7 +66,7 @@ def measured():
     return read_difference
 
 
-def close(a, b, tolerance=1e-5):
+def check_close(a, b, tolerance=1e-5):
     """Max abs difference over max abs value of the reference."""
     a, b = np.asarray(a), np.asarray(b)
     assert a.shape == b.shape
@@ -74,6 +74,6 @@ def close(a, b, tolerance=1e-5):
 
 
 @pytest.fixture(scope="session")
-def same():
+def check_same():
     """Asserts equality as the design defines it."""
-    return close
+    return check_close

@@ -29,7 +29,7 @@ def at_prompts_position(x, s, rows):
     return x.at[jnp.arange(3), rows].set(s[jnp.arange(3), rows])
 
 
-def test_heads_by_position_equal_the_loop(small, difference, brute, measured, same):
+def test_heads_by_position_equal_the_loop(small, difference, brute, measured, check_same):
     model, params, base, source = small
     got = sweep(
         model, params, base=base, source=source, site="attn.z", over={"layer": None, "head": [0, 3], "position": [1, 4, 5]},
@@ -44,12 +44,12 @@ def test_heads_by_position_equal_the_loop(small, difference, brute, measured, sa
         ]
     ).reshape(3, 2, 3, 3)
     assert np.abs(want).max() > 0.1
-    same(got.effect_by_prompt.values, want)
-    same(got.effect.values, want.mean(-1))
+    check_same(got.effect_by_prompt.values, want)
+    check_same(got.effect.values, want.mean(-1))
     gap = (measured(forward(source)) - plain).mean()
-    same(got.normalized.values, want.mean(-1) / gap)
-    same(got.base.values, plain.mean())
-    same(got.source.values, measured(forward(source)).mean())
+    check_same(got.normalized.values, want.mean(-1) / gap)
+    check_same(got.base.values, plain.mean())
+    check_same(got.source.values, measured(forward(source)).mean())
     assert got.effect.dims == ("layer", "head", "position")
     assert got["head"].values.tolist() == [0, 3]
 
@@ -63,23 +63,23 @@ def test_heads_by_position_equal_the_loop(small, difference, brute, measured, sa
         ("attn.pattern", "layer,head", lambda x, s, h: x.at[:, h].set(s[:, h])),
     ],
 )
-def test_every_kind_of_site_equals_the_loop(small, difference, brute, measured, same, site, over, change):
+def test_every_kind_of_site_equals_the_loop(small, difference, brute, measured, check_same, site, over, change):
     model, params, base, source = small
     got = sweep(model, params, base=base, source=source, site=site, over=over, metric=difference)
     n = got.effect.shape[1]
     want = [[measured(brute(site, layer, change, i)).mean() for i in range(n)] for layer in range(3)]
-    same(got.effect.values + got.base.values, np.array(want))
+    check_same(got.effect.values + got.base.values, np.array(want))
 
 
-def test_sites_outside_layers(small, difference, brute, measured, same):
+def test_sites_outside_layers(small, difference, brute, measured, check_same):
     model, params, base, source = small
     for site in ("embed", "final.in", "logits"):
         got = sweep(model, params, base=base, source=source, site=site, over="position", metric=difference)
         want = [measured(brute(site, None, at_position, p)).mean() for p in range(6)]
-        same(got.effect.values + got.base.values, np.array(want))
+        check_same(got.effect.values + got.base.values, np.array(want))
 
 
-def test_roles_are_positions_by_prompt(small, difference, brute, measured, same):
+def test_roles_are_positions_by_prompt(small, difference, brute, measured, check_same):
     model, params, base, source = small
     roles = {"name": np.array([1, 2, 0]), "end": np.array([5, 5, 4])}
     got = sweep(
@@ -89,7 +89,7 @@ def test_roles_are_positions_by_prompt(small, difference, brute, measured, same)
         [measured(brute("resid_mid", layer, at_prompts_position, r)).mean() for layer in range(3)]
         for r in roles.values()
     ]
-    same(got.effect.values + got.base.values, np.array(want))
+    check_same(got.effect.values + got.base.values, np.array(want))
     assert got["role"].values.tolist() == ["name", "end"]
 
 
@@ -103,12 +103,12 @@ def test_roles_are_positions_by_prompt(small, difference, brute, measured, same)
     ],
     ids=["zero", "mean", "scale", "add"],
 )  # fmt: skip
-def test_operations_need_no_source(small, difference, brute, measured, same, op, change):
+def test_operations_need_no_source(small, difference, brute, measured, check_same, op, change):
     model, params, base, _ = small
     of_head = lambda x, s, h: x.at[:, :, h].set(change(x)[:, :, h])
     got = sweep(model, params, base=base, site="attn.z", over="layer,head", metric=difference, op=op)
     want = [[measured(brute("attn.z", layer, of_head, h)).mean() for h in range(4)] for layer in range(3)]
-    same(got.effect.values + got.base.values, np.array(want))
+    check_same(got.effect.values + got.base.values, np.array(want))
     assert "normalized" not in got
     assert "source" not in got
 
@@ -139,7 +139,7 @@ def test_identities(small, difference):
     assert np.abs(later.effect.values[:, 1]).max() <= 1e-5 * scale  # nothing reaches back in time
 
 
-def test_padding_changes_no_effect(small, same):
+def test_padding_changes_no_effect(small, check_same):
     model, params, base, source = small
     metric = ji.patching.logit_difference([1] * 3, [4] * 3, [5] * 3)
     want = sweep(model, params, base=base, source=source, site="attn.z", over="layer,position", metric=metric)
@@ -150,10 +150,10 @@ def test_padding_changes_no_effect(small, same):
             model, params, base=pad(base), source=pad(source), mask=mask, site="attn.z", metric=metric,
             over={"layer": None, "position": list(range(6))},
         )  # fmt: skip
-        same(got.effect.values, want.effect.values)
+        check_same(got.effect.values, want.effect.values)
 
 
-def test_a_position_that_no_prompt_has_is_not_a_number_and_shorter_prompts_do_not_count(small, same):
+def test_a_position_that_no_prompt_has_is_not_a_number_and_shorter_prompts_do_not_count(small, check_same):
     model, params, base, source = small
     metric = ji.patching.logit_difference([1] * 3, [4] * 3, [5, 3, 5])
     mask = jnp.ones((3, 6), bool).at[1, 4:].set(False)
@@ -163,15 +163,15 @@ def test_a_position_that_no_prompt_has_is_not_a_number_and_shorter_prompts_do_no
     )  # fmt: skip
     assert np.isnan(got.effect_by_prompt.values[:, 4:, 1]).all()
     assert np.isfinite(got.effect.values).all()
-    same(got.effect.values[:, 4], got.effect_by_prompt.values[:, 4, [0, 2]].mean(-1))
+    check_same(got.effect.values[:, 4], got.effect_by_prompt.values[:, 4, [0, 2]].mean(-1))
     alone = sweep(
         model, params, base=base[1:2, :4], source=source[1:2, :4], site="resid_pre", over="layer,position",
         metric=ji.patching.logit_difference([1], [4], [3]),
     )  # fmt: skip
-    same(got.effect_by_prompt.values[:, :4, 1], alone.effect.values)
+    check_same(got.effect_by_prompt.values[:, :4, 1], alone.effect.values)
 
 
-def test_several_metrics_and_kept_logits_need_no_rerun(small, difference, same):
+def test_several_metrics_and_kept_logits_need_no_rerun(small, difference, check_same):
     model, params, base, source = small
     reference = model.forward(params, source)[np.arange(3), POSITIONS]
     got = sweep(
@@ -181,14 +181,14 @@ def test_several_metrics_and_kept_logits_need_no_rerun(small, difference, same):
     alone = sweep(
         model, params, base=base, source=source, site="attn.z", over="layer,head", metric=difference, keep=("logits",)
     )
-    same(got.effect.sel(metric="difference").values, alone.effect.values)
+    check_same(got.effect.sel(metric="difference").values, alone.effect.values)
     from_logits = alone.logits.values[..., 0] - alone.logits.values[..., 1]
-    same(from_logits.mean(-1), alone.effect.values + alone.base.values)
+    check_same(from_logits.mean(-1), alone.effect.values + alone.base.values)
     assert alone.answer_token.values.tolist() == [[1, 4], [2, 5], [3, 6]]
     logp = np.asarray(jax.nn.log_softmax(got.logits_kl.values, axis=-1))
     want = np.asarray(jax.nn.log_softmax(reference, axis=-1))
     kl = (np.exp(want) * (want[None, None] - logp)).sum(-1).mean(-1)
-    same(got.effect.sel(metric="kl").values + got.base.values[1], kl, 1e-4)
+    check_same(got.effect.sel(metric="kl").values + got.base.values[1], kl, 1e-4)
 
 
 class Tokens:
@@ -223,7 +223,7 @@ def test_a_position_that_is_not_there_reads_as_nan(small, difference):
     assert np.isnan(np.asarray(values)[0]).tolist() == [False, True, True]
 
 
-def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, same):
+def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, check_same):
     model, params, base, source = small
     rows = np.array([[1, 3], [0, 2], [1, 2]])
     metric = ji.patching.cross_entropy(np.array([[1, 2], [3, 4], [5, 6]]), rows)
@@ -235,18 +235,18 @@ def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, same
     assert got.logits.dims == ("position", "prompt", "read", "answer")
     logp = np.asarray(jax.nn.log_softmax(got.logits.values[0], axis=-1))
     want = -np.mean([[logp[b, i, t] for i, t in enumerate(ts)] for b, ts in enumerate([[1, 2], [3, 4], [5, 6]])])
-    same(got.effect.values[:1] + got.base.values, [want])
+    check_same(got.effect.values[:1] + got.base.values, [want])
     assert np.isnan(got.effect.values[1])  # no prompt has a position 5
 
 
-def test_one_compile_for_any_chunks_and_none_for_other_values(small, difference, count_compiles, same):
+def test_one_compile_for_any_chunks_and_none_for_other_values(small, difference, count_compiles, check_same):
     model, params, base, source = small
     call = functools.partial(sweep, model, params, site="attn.out", over="layer,position", metric=difference)
     whole = call(base=base, source=source)
     with count_compiles() as few:
         chunked = call(base=base, source=source, memory=4_000)
     assert few.count("_chunk") == 1  # 18 cells in several chunks of one shape
-    same(chunked.effect.values, whole.effect.values)
+    check_same(chunked.effect.values, whole.effect.values)
     with count_compiles() as none:
         call(base=source, source=base)
         call(base=base, source=source, over={"layer": [2, 0, 1], "position": [5, 4, 3, 2, 1, 0]})
@@ -269,7 +269,7 @@ def test_result_writes_and_reads_as_netcdf(small, difference, tmp_path):
     np.testing.assert_array_equal(back.effect.values, got.effect.values)
 
 
-def test_a_plain_function_is_swept(same):
+def test_a_plain_function_is_swept(check_same):
     weights = jax.random.normal(jax.random.key(0), (2, 5, 5))
 
     def guest(weights, tokens, *, tap):

@@ -12,7 +12,7 @@ from jax import lax
 
 import jaxinterp as ji
 from jaxinterp.tap import Tap
-from tests.tiny import close, make_model, make_params, make_tokens, same
+from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
 
 
 class NoTap(Tap):
@@ -85,7 +85,7 @@ def test_a_tap_without_handlers_is_the_plain_model(case):
     for fn in (model.forward, lambda p, t: ji.run(model.forward)(p, t)[0]):
         got = compiled(fn, params, tokens)
         assert anonymous(got.as_text()) == reference
-        same(got(params, tokens), plain(params, tokens))
+        check_same(got(params, tokens), plain(params, tokens))
 
 
 def test_generation_without_handlers_is_the_plain_loop():
@@ -116,7 +116,7 @@ def test_an_on_demand_site_is_computed_only_when_named(tiny):
     always = {s.name for s in ji.sites(tiny.forward, tiny.params, tiny.tokens) if not s.on_demand}
     assert set(seen) == always and "attn.pattern" not in always
     pattern = ji.run(tiny.forward, ji.capture("attn.pattern"))(tiny.params, tiny.tokens)[1]["attn.pattern"]
-    close(pattern.sum(-1), np.ones((3, 2, 4, 6)))
+    check_close(pattern.sum(-1), np.ones((3, 2, 4, 6)))
 
 
 def some_edits():
@@ -140,7 +140,7 @@ def test_scan_is_unrolled(tiny):
     straight = jax.jit(lambda h: ji.run(unrolled, *h)(tiny.params, tiny.tokens))(some_edits())
     assert scanned[1].keys() == straight[1].keys()
     assert scanned[1]["some/attn.z"].shape == (2, 2, 6, 4, 4)
-    jax.tree.map(close, scanned, straight)
+    jax.tree.map(check_close, scanned, straight)
 
 
 def test_scan_is_a_python_loop(tiny):
@@ -156,7 +156,7 @@ def test_scan_is_a_python_loop(tiny):
 
     scanned = jax.jit(lambda h: ji.run(tiny.forward, *h)(tiny.params, tiny.tokens))(some_edits())
     straight = jax.jit(lambda h: ji.run(looped, *h)(tiny.params, tiny.tokens))(some_edits())
-    jax.tree.map(close, scanned, straight)
+    jax.tree.map(check_close, scanned, straight)
 
 
 def test_compile_size_is_flat_in_depth():

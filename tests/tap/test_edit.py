@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from tests.tiny import close, make_model, make_params, same
+from tests.tiny import check_close, check_same, make_model, make_params
 
 
 def guest(x, *, tap):
@@ -26,35 +26,35 @@ def apply(*handlers, x=X, **kwargs):
 
 def test_patch_puts_a_value():
     value = RNG.normal(size=X.shape).astype(np.float32)
-    same(apply(ji.patch("x", value)), value)
-    same(apply(ji.patch("x", value[:1, :1])), np.broadcast_to(value[:1, :1], X.shape))
-    same(apply(ji.patch("x", 2)), np.full_like(X, 2))
+    check_same(apply(ji.patch("x", value)), value)
+    check_same(apply(ji.patch("x", value[:1, :1])), np.broadcast_to(value[:1, :1], X.shape))
+    check_same(apply(ji.patch("x", 2)), np.full_like(X, 2))
     want = X.copy()
     want[:, 1] = value[:, 1]
-    same(apply(ji.patch("x", value, position=1)), want)
+    check_same(apply(ji.patch("x", value, position=1)), want)
 
 
 def test_zero_add_scale():
     vector = RNG.normal(size=4).astype(np.float32)
-    same(apply(ji.zero("x")), np.zeros_like(X))
-    close(apply(ji.add("x", vector, coefficient=-2.5)), X - 2.5 * vector)
-    close(apply(ji.add("x", [1, 2, 3, 4])), X + np.arange(1, 5))
-    close(apply(ji.scale("x", 0.25)), X / 4)
-    close(apply(ji.scale("x", jnp.float32(0.25), feature=[0, 1])), X * [0.25, 0.25, 1, 1])
+    check_same(apply(ji.zero("x")), np.zeros_like(X))
+    check_close(apply(ji.add("x", vector, coefficient=-2.5)), X - 2.5 * vector)
+    check_close(apply(ji.add("x", [1, 2, 3, 4])), X + np.arange(1, 5))
+    check_close(apply(ji.scale("x", 0.25)), X / 4)
+    check_close(apply(ji.scale("x", jnp.float32(0.25), feature=[0, 1])), X * [0.25, 0.25, 1, 1])
 
 
 def test_edit_takes_any_function():
-    same(apply(ji.edit("x", jnp.negative, feature=3)), X * [1, 1, 1, -1])
-    close(apply(ji.edit("x", lambda v, d: v + d["shift"], {"shift": jnp.ones(4).reshape(1, 1, 4)})), X + 1)
+    check_same(apply(ji.edit("x", jnp.negative, feature=3)), X * [1, 1, 1, -1])
+    check_close(apply(ji.edit("x", lambda v, d: v + d["shift"], {"shift": jnp.ones(4).reshape(1, 1, 4)})), X + 1)
 
 
 @pytest.mark.parametrize("over", ["B", "T", "BT"])
 def test_mean_replaces_by_the_mean(over):
     axes = tuple("BTD".index(a) for a in over)
-    close(apply(ji.mean("x", over=over)), np.broadcast_to(X.mean(axes, keepdims=True), X.shape))
+    check_close(apply(ji.mean("x", over=over)), np.broadcast_to(X.mean(axes, keepdims=True), X.shape))
     want = X.copy()
     want[..., 2] = np.broadcast_to(X.mean(axes, keepdims=True), X.shape)[..., 2]
-    close(apply(ji.mean("x", over=over, feature=2)), want)
+    check_close(apply(ji.mean("x", over=over, feature=2)), want)
 
 
 def test_mean_leaves_padding_out(tiny):
@@ -64,10 +64,10 @@ def test_mean_leaves_padding_out(tiny):
     rows = np.asarray(tiny.params["embed"]["W_E"])[np.asarray(tiny.tokens)]
     rows = rows + np.asarray(tiny.params["embed"]["W_pos"])[np.maximum(np.cumsum(mask, 1) - 1, 0)]
     out, acts, _ = f(ji.mean("embed", over="BT"))
-    close(acts["embed"], np.broadcast_to(rows[mask].mean(0), rows.shape))
+    check_close(acts["embed"], np.broadcast_to(rows[mask].mean(0), rows.shape))
     out, acts, _ = f(ji.mean("embed", over="B"))
     assert np.isfinite(out).all()  # the first row is padding in all examples
-    close(acts["embed"][0, 2:], [rows[mask[:, t], t].mean(0) for t in range(2, 6)])
+    check_close(acts["embed"][0, 2:], [rows[mask[:, t], t].mean(0) for t in range(2, 6)])
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -75,13 +75,13 @@ def test_projections_are_least_squares(n):
     basis = RNG.normal(size=(n, 4)).astype(np.float32)
     coordinates = np.linalg.lstsq(basis.T.astype(np.float64), X.reshape(-1, 4).T.astype(np.float64), rcond=None)[0]
     onto = (basis.T @ coordinates).T.reshape(X.shape)
-    close(apply(ji.project_onto("x", basis)), onto)
-    close(apply(ji.project_out("x", basis)), X - onto)
+    check_close(apply(ji.project_onto("x", basis)), onto)
+    check_close(apply(ji.project_out("x", basis)), X - onto)
     if n == 1:
-        close(apply(ji.project_onto("x", basis[0])), onto)
+        check_close(apply(ji.project_onto("x", basis[0])), onto)
     want = X.copy()
     want[:, 2] -= onto[:, 2]
-    close(apply(ji.project_out("x", basis, position=2)), want)
+    check_close(apply(ji.project_out("x", basis, position=2)), want)
 
 
 def test_a_projection_needs_a_basis_of_the_width():
@@ -93,26 +93,26 @@ def test_a_projection_needs_a_basis_of_the_width():
 
 def test_handlers_apply_from_left_to_right():
     a, b = ji.add("x", 1.0), ji.scale("x", 3.0)
-    close(apply(a, b), (X + 1) * 3)
-    close(apply(b, a), X * 3 + 1)
+    check_close(apply(a, b), (X + 1) * 3)
+    check_close(apply(b, a), X * 3 + 1)
     _, acts, _ = ji.run(guest, ji.capture("x", prefix="0/"), a, ji.capture("x", prefix="1/"), b, ji.capture("x"))(
         jnp.asarray(X)
     )
-    close(acts["0/x"], X)
-    close(acts["1/x"], X + 1)
-    close(acts["x"], (X + 1) * 3)
+    check_close(acts["0/x"], X)
+    check_close(acts["1/x"], X + 1)
+    check_close(acts["x"], (X + 1) * 3)
 
 
 def test_per_layer_gives_each_layer_its_own(tiny):
     captured = ji.run(tiny.forward, ji.capture("resid_mid"))(tiny.params, tiny.tokens[::-1])[1]["resid_mid"]
     run = jax.jit(lambda h: ji.run(tiny.forward, h, ji.capture("resid_mid"))(tiny.params, tiny.tokens)[1]["resid_mid"])
-    close(run(ji.patch("resid_mid", per_layer=captured)), captured, 0)
+    check_close(run(ji.patch("resid_mid", per_layer=captured)), captured, 0)
     plain = run(ji.scale("resid_mid", 1.0))
     for layer in range(3):
         got = run(ji.patch("resid_mid", per_layer=captured, layer=layer, position=[1]))
-        close(got[layer, :, 1], captured[layer, :, 1], 0)
-        same(got[:layer], plain[:layer])
-        same(got[layer, :, [0, 2, 3, 4, 5]], plain[layer, :, [0, 2, 3, 4, 5]])
+        check_close(got[layer, :, 1], captured[layer, :, 1], 0)
+        check_same(got[:layer], plain[:layer])
+        check_same(got[layer, :, [0, 2, 3, 4, 5]], plain[layer, :, [0, 2, 3, 4, 5]])
 
 
 def test_patching_the_own_activation_changes_nothing(tiny):
@@ -125,7 +125,7 @@ def test_patching_the_own_activation_changes_nothing(tiny):
         patches = [ji.patch(n, per_layer=a) if n in layered else ji.patch(n, a) for n, a in acts.items()]
         return ji.run(tiny.forward, *patches)(tiny.params, tiny.tokens)[0]
 
-    close(again(acts), out)
+    check_close(again(acts), out)
 
 
 def test_a_number_takes_the_dtype_of_the_site():
@@ -185,7 +185,7 @@ def test_place_moves_an_edit():
     moved = ji.tap.place(ji.add("x", 1.0, feature=0), position=2)
     want = X.copy()
     want[:, 2] += 1
-    close(apply(moved), want)
+    check_close(apply(moved), want)
     with pytest.raises(ji.InputError, match="no edit"):
         ji.tap.place(ji.capture("x"), position=2)
 

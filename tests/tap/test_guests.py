@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from tests.tiny import close, same
+from tests.tiny import check_close, check_same
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {"in": RNG.normal(size=(4, 4, 6)).astype(np.float32), "out": RNG.normal(size=(4, 6, 4)).astype(np.float32)}
@@ -77,17 +77,17 @@ def reference():
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda g: g.__name__)
 def test_every_way_to_write_a_loop_is_the_same(guest, reference):
-    same(jax.jit(guest)(WEIGHTS, X), jax.jit(lambda w, x: ji.run(guest)(w, x)[0])(WEIGHTS, X))
+    check_same(jax.jit(guest)(WEIGHTS, X), jax.jit(lambda w, x: ji.run(guest)(w, x)[0])(WEIGHTS, X))
     got = jax.jit(lambda: ji.run(guest, *HANDLERS)(WEIGHTS, X))()
     assert got[1].keys() == reference[1].keys()
     assert got[1]["some/hidden"].shape == (2, 3, 5, 6)
-    jax.tree.map(close, got, reference)
+    jax.tree.map(check_close, got, reference)
 
 
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda g: g.__name__)
 def test_gradients_of_perturbations_stay_stacked(guest):
     f = lambda g: lambda d: jnp.sum(ji.run(g, ji.perturb({"hidden": d}))(WEIGHTS, X)[0] ** 2)
-    close(jax.grad(f(guest))(DELTA), jax.grad(f(by_loop))(DELTA), 1e-4)
+    check_close(jax.grad(f(guest))(DELTA), jax.grad(f(by_loop))(DELTA), 1e-4)
 
 
 def numpy_guest(x, zeroed):
@@ -100,7 +100,7 @@ def numpy_guest(x, zeroed):
 @pytest.mark.parametrize("guest", GUESTS, ids=lambda g: g.__name__)
 def test_an_ablation_is_what_numpy_gives(guest):
     swept = jax.jit(jax.vmap(lambda i: ji.run(guest, ji.zero("hidden", layer=i))(WEIGHTS, X)[0]))(jnp.arange(4))
-    close(swept, np.stack([numpy_guest(X.astype(np.float64), i) for i in range(4)]))
+    check_close(swept, np.stack([numpy_guest(X.astype(np.float64), i) for i in range(4)]))
 
 
 def test_a_traced_layer_outside_a_scan():
@@ -111,7 +111,7 @@ def test_a_traced_layer_outside_a_scan():
         return here("hidden", jax.nn.relu(x @ jnp.asarray(WEIGHTS["in"])[i]))
 
     run = jax.jit(lambda i: ji.run(fn, ji.perturb({"hidden": DELTA}), ji.zero("hidden", layer=2))(i, X)[0])
-    close(run(1), np.maximum(X @ WEIGHTS["in"][1], 0) + DELTA[1])
+    check_close(run(1), np.maximum(X @ WEIGHTS["in"][1], 0) + DELTA[1])
     assert not run(2).any()
 
 
@@ -141,8 +141,8 @@ def test_steps_stand_before_layers():
         and acts["top"].shape == (3, 3, 5, 4)
         and acts["one/in"].shape == (3, 1, 3, 5, 4)
     )
-    same(acts["in"][1:, 0], acts["top"][:-1])
-    same(acts["one/in"][:, 0], acts["in"][:, 1])
+    check_same(acts["in"][1:, 0], acts["top"][:-1])
+    check_same(acts["one/in"][:, 0], acts["in"][:, 1])
 
 
 def _two_of_three_layers(x, *, tap):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from tests.tiny import close, make_tokens, same
+from tests.tiny import check_close, check_same, make_tokens
 
 
 @pytest.fixture(scope="module")
@@ -19,11 +19,11 @@ def test_captures_have_layers_in_front(tiny, everything):
     assert acts["resid_pre"].shape == (3, 2, 6, 8) and acts["attn.v"].shape == (3, 2, 6, 2, 4)
     assert acts["embed"].shape == (2, 6, 8) and acts["logits"].shape == (2, 6, 11)
     assert states == ((),)
-    same(acts["logits"], out)
-    same(acts["resid_pre"][0], acts["embed"])
-    same(acts["resid_pre"][1:], acts["resid_post"][:-1])
-    same(acts["final.in"], acts["resid_post"][-1])
-    close(acts["resid_mid"] - acts["resid_pre"], acts["attn.out"], 1e-5)
+    check_same(acts["logits"], out)
+    check_same(acts["resid_pre"][0], acts["embed"])
+    check_same(acts["resid_pre"][1:], acts["resid_post"][:-1])
+    check_same(acts["final.in"], acts["resid_post"][-1])
+    check_close(acts["resid_mid"] - acts["resid_pre"], acts["attn.out"], 1e-5)
 
 
 def test_the_table_of_sites_is_what_is_captured(tiny):
@@ -38,7 +38,7 @@ def test_the_table_of_sites_is_what_is_captured(tiny):
 def test_capture_of_some_layers(tiny, everything, layers):
     acts = jax.jit(ji.run(tiny.forward, ji.capture("resid_pre", "attn.z", layers=layers)))(tiny.params, tiny.tokens)[1]
     for name in ("resid_pre", "attn.z"):
-        close(acts[name], everything[1][name][np.sort(np.atleast_1d(layers))], 1e-6)
+        check_close(acts[name], everything[1][name][np.sort(np.atleast_1d(layers))], 1e-6)
 
 
 def test_capture_of_some_layers_keeps_no_more(tiny):
@@ -55,7 +55,7 @@ def test_capture_of_some_positions(tiny, everything, position):
     index = np.broadcast_to(np.atleast_2d(position), (2, np.atleast_2d(position).shape[1]))
     want = np.stack([np.asarray(everything[1]["resid_pre"])[:, b, index[b]] for b in range(2)], 1)
     got = acts(np.asarray(position))
-    close(got["resid_pre"], want, 1e-6)
+    check_close(got["resid_pre"], want, 1e-6)
     assert got["attn.pattern"].shape == (3, 2, 4, index.shape[1], 6)
 
 
@@ -77,7 +77,7 @@ def test_capture_of_a_position_that_is_not_there(tiny):
 def test_capture_of_a_function(tiny, everything):
     of = lambda v: {"mean": v.mean((0, 1)), "top": jnp.max(v)}
     acts = jax.jit(ji.run(tiny.forward, ji.capture("resid_pre", of=of)))(tiny.params, tiny.tokens)[1]["resid_pre"]
-    close(acts["mean"], np.asarray(everything[1]["resid_pre"]).mean((1, 2)))
+    check_close(acts["mean"], np.asarray(everything[1]["resid_pre"]).mean((1, 2)))
     assert acts["top"].shape == (3,)
 
 
@@ -101,7 +101,7 @@ def test_the_gradient_of_a_perturbation_is_a_central_difference(tiny):
     zeros = {n: jnp.zeros(table[n].stacked_shape) for n in names}
     f = jax.jit(lambda d: metric(ji.run(tiny.forward, ji.perturb(d))(tiny.params, tiny.tokens)[0]))
     gradients = jax.jit(jax.grad(f))(zeros)
-    close(f(zeros), metric(tiny.forward(tiny.params, tiny.tokens)))
+    check_close(f(zeros), metric(tiny.forward(tiny.params, tiny.tokens)))
     rng, step = np.random.default_rng(0), 1e-2
     for name in names:
         for _ in range(3):
@@ -166,9 +166,9 @@ def test_statistics_are_the_moments(tiny):
     for n in names:
         axis = 0 if n == "final.in" else 1
         all_rows = np.concatenate(rows[n], axis).astype(np.float64)
-        close(state[n].count, np.full((3,) if axis else (), all_rows.shape[axis]))
-        close(state[n].mean, all_rows.mean(axis))
-        close(state[n].variance, all_rows.var(axis), 1e-4)
+        check_close(state[n].count, np.full((3,) if axis else (), all_rows.shape[axis]))
+        check_close(state[n].mean, all_rows.mean(axis))
+        check_close(state[n].variance, all_rows.var(axis), 1e-4)
 
 
 def test_statistics_without_a_mask_and_far_from_zero():
@@ -176,8 +176,8 @@ def test_statistics_without_a_mask_and_far_from_zero():
     fn = lambda x, *, tap: tap("x", x)
     (state,) = ji.run(fn, ji.statistics("x"))(jnp.asarray(x[:2]))[2]
     (state,) = ji.run(fn, ji.statistics("x", state=state))(jnp.asarray(x[2:]))[2]
-    close(state["x"].mean, x.mean((0, 1), dtype=np.float64))
-    close(state["x"].variance, x.var((0, 1), dtype=np.float64), 1e-3)
+    check_close(state["x"].mean, x.mean((0, 1), dtype=np.float64))
+    check_close(state["x"].variance, x.var((0, 1), dtype=np.float64), 1e-3)
 
 
 def test_statistics_of_a_site_that_a_handler_opens():
@@ -192,9 +192,9 @@ def test_statistics_of_a_site_that_a_handler_opens():
     fn = lambda x, *, tap: tap("x", x)
     out, acts, states = ji.run(fn, splice, ji.scale("latents", 2.0), ji.capture("latents"), ji.statistics("latents"))(x)
     relu = np.maximum(x, 0)
-    close(out, x - 2 * relu)
-    close(acts["latents"], 2 * relu)
-    close(states[3]["latents"].mean, 2 * relu.mean(0))
+    check_close(out, x - 2 * relu)
+    check_close(acts["latents"], 2 * relu)
+    check_close(states[3]["latents"].mean, 2 * relu.mean(0))
     with pytest.raises(ji.UnvisitedSiteError, match="latents"):
         ji.run(fn, ji.capture("latents"), splice, ji.zero("latents"))(x)  # to the left of what opens it
 
@@ -215,4 +215,4 @@ def test_statistics_names_no_site():
 
 def test_capture_is_pure(tiny):
     f = ji.run(tiny.forward, ji.capture("resid_pre"))
-    same(f(tiny.params, tiny.tokens)[1]["resid_pre"], f(tiny.params, tiny.tokens)[1]["resid_pre"])
+    check_same(f(tiny.params, tiny.tokens)[1]["resid_pre"], f(tiny.params, tiny.tokens)[1]["resid_pre"])

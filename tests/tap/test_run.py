@@ -10,7 +10,7 @@ import pytest
 from jax import lax
 
 import jaxinterp as ji
-from tests.tiny import same
+from tests.tiny import check_same
 
 
 def test_a_site_that_is_never_visited_is_an_error(tiny):
@@ -97,7 +97,7 @@ def test_contexts_that_are_no_transformation_are_fine():
         with jax.named_scope("inside"), jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
             return tap("x", x)
 
-    same(ji.run(fn, ji.zero("x"))(jnp.ones((1, 2)))[0], np.zeros((1, 2)))
+    check_same(ji.run(fn, ji.zero("x"))(jnp.ones((1, 2)))[0], np.zeros((1, 2)))
 
 
 def twice(x, *, tap):
@@ -124,7 +124,7 @@ def test_two_captures_of_one_site_need_a_prefix(tiny):
     acts = ji.run(tiny.forward, ji.capture("resid_pre"), ji.capture("resid_pre", prefix="b/"))(
         tiny.params, tiny.tokens
     )[1]
-    same(acts["resid_pre"], acts["b/resid_pre"])
+    check_same(acts["resid_pre"], acts["b/resid_pre"])
 
 
 def test_what_is_no_handler_is_an_error(tiny):

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxinterp as ji
-from tests.tiny import close, make_tokens, same
+from tests.tiny import check_close, check_same, make_tokens
 
 SUM = lambda logits: jnp.sum(logits[:, -1, 3] - logits[:, -1, 5])
 
@@ -25,7 +25,7 @@ def test_jit_and_vmap_over_layers_and_heads(tiny, zero_head):
     grid = np.array([(i, h) for i in range(3) for h in range(4)], np.int32)
     swept = jax.jit(jax.vmap(lambda c: zero_head(dict(layer=c[0], head=c[1]))))(grid)
     brute = [zero_head(dict(layer=i, head=h)) for i, h in grid[[0, 5, 11]]]
-    close(swept[np.array([0, 5, 11])], jnp.stack(brute))
+    check_close(swept[np.array([0, 5, 11])], jnp.stack(brute))
 
 
 def test_vmap_over_handlers_themselves(tiny, zero_head):
@@ -33,15 +33,15 @@ def test_vmap_over_handlers_themselves(tiny, zero_head):
     f = lambda h: ji.run(tiny.forward, h, ji.capture("resid_post"))(tiny.params, tiny.tokens)[:2]
     out, acts = jax.jit(jax.vmap(f))(handlers)
     assert acts["resid_post"].shape == (3, 3, 2, 6, 8)
-    close(out[1], zero_head(dict(layer=np.int32(1))))
+    check_close(out[1], zero_head(dict(layer=np.int32(1))))
 
 
 def test_vmap_over_examples_is_the_batch(tiny):
     f = lambda t: ji.run(tiny.forward, ji.capture("attn.z"))(tiny.params, t[None])[:2]
     out, acts = jax.jit(jax.vmap(f))(tiny.tokens)
     whole, whole_acts, _ = jax.jit(ji.run(tiny.forward, ji.capture("attn.z")))(tiny.params, tiny.tokens)
-    close(out[:, 0], whole)
-    close(acts["attn.z"][:, :, 0].swapaxes(0, 1), whole_acts["attn.z"])
+    check_close(out[:, 0], whole)
+    check_close(acts["attn.z"][:, :, 0].swapaxes(0, 1), whole_acts["attn.z"])
 
 
 def steer(tiny):
@@ -60,8 +60,8 @@ def test_grad_jvp_and_central_differences_agree(tiny):
     _, tangent = jax.jit(lambda a, d: jax.jvp(f, (a,), (d,)))(at, direction)
     step = 1e-2
     numeric = (f(at + step * direction) - f(at - step * direction)) / (2 * step)
-    close(jnp.vdot(gradient, direction), tangent, 1e-4)
-    close(numeric, tangent, 1e-2)
+    check_close(jnp.vdot(gradient, direction), tangent, 1e-4)
+    check_close(numeric, tangent, 1e-2)
 
 
 def test_gradients_with_respect_to_params(tiny):
@@ -75,8 +75,8 @@ def test_checkpoint_around_the_whole_run(tiny):
     f, at = steer(tiny), jnp.ones(8)
     policy = jax.checkpoint_policies.save_only_these_names("resid_mid")
     want = jax.jit(jax.grad(f))(at)
-    close(jax.jit(jax.grad(jax.checkpoint(f)))(at), want)
-    close(jax.jit(jax.grad(jax.checkpoint(f, policy=policy)))(at), want)
+    check_close(jax.jit(jax.grad(jax.checkpoint(f)))(at), want)
+    check_close(jax.jit(jax.grad(jax.checkpoint(f, policy=policy)))(at), want)
 
 
 def test_scan_around_the_whole_run(tiny):
@@ -88,8 +88,8 @@ def test_scan_around_the_whole_run(tiny):
     empty = ji.tap.Statistics(count=jnp.zeros(()), mean=jnp.zeros(8), m2=jnp.zeros(8))
     state, out = jax.lax.scan(body, {"final.in": empty}, batches)
     whole = jax.jit(ji.run(tiny.forward, ji.capture("final.in")))(tiny.params, batches.reshape(6, 6))
-    close(out.reshape(6, 6, 11), whole[0])
-    close(state["final.in"].mean, whole[1]["final.in"].mean((0, 1)))
+    check_close(out.reshape(6, 6, 11), whole[0])
+    check_close(state["final.in"].mean, whole[1]["final.in"].mean((0, 1)))
 
 
 # ------------------------------------------------------------------------------------------- lift
@@ -129,16 +129,16 @@ def test_lift_is_the_plain_stack(transform):
     got = jax.jit(lambda: ji.run(stack(transform, block), *HANDLERS)(X, WEIGHTS))()
     assert got[1].keys() == want[1].keys() == {"in", "out", "last/out"}
     assert got[1]["last/out"].shape == (1, 2, 5, 4)
-    jax.tree.map(close, got, want)
+    jax.tree.map(check_close, got, want)
     plain = stack(transform, block)(X, WEIGHTS, tap=ji.IDENTITY)
-    close(plain, ji.run(stack(transform, block))(X, WEIGHTS)[0])
+    check_close(plain, ji.run(stack(transform, block))(X, WEIGHTS)[0])
 
 
 def test_lift_through_checkpoint_has_the_same_gradient():
     def loss(w, transform):
         return ji.run(stack(transform, block), *HANDLERS)(X, w)[0].sum()
 
-    close(jax.grad(loss)(WEIGHTS, jax.checkpoint), jax.grad(loss)(WEIGHTS, lambda f: f))
+    check_close(jax.grad(loss)(WEIGHTS, jax.checkpoint), jax.grad(loss)(WEIGHTS, lambda f: f))
 
 
 def test_lift_through_vmap_has_the_mapped_axis_behind_layers():
@@ -158,7 +158,7 @@ def test_lift_through_vmap_has_the_mapped_axis_behind_layers():
         return tap.lift(by_example)(inner)(x, weights)
 
     for got in (scanned, ji.run(looped, *handlers)(X, WEIGHTS), ji.run(whole, *handlers)(X, WEIGHTS)):
-        jax.tree.map(close, got, want)
+        jax.tree.map(check_close, got, want)
 
 
 def test_a_state_is_not_lifted_through_vmap():
@@ -214,11 +214,11 @@ def test_shard_map_over_the_batch(tiny, alone):
 
     f = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(P(), P("data")), out_specs=(P("data"), acts, P("data"))))
     out, acts, shards = f(tiny.params, BATCH)
-    close(out, alone[0])
-    jax.tree.map(close, acts, alone[1])
+    check_close(out, alone[0])
+    jax.tree.map(check_close, acts, alone[1])
     mean, variance = combined(shards)
-    close(mean, alone[2].mean)
-    close(variance, alone[2].variance, 1e-4)
+    check_close(mean, alone[2].mean)
+    check_close(variance, alone[2].variance, 1e-4)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
@@ -232,11 +232,11 @@ def test_jit_on_a_mesh_with_a_sharded_batch(tiny, alone, kind):
             None if kind is AxisType.Auto else jax.jit(jax.grad(lambda p: tiny.forward(p, tokens).mean()))(params)
         )
     assert got[0].sharding.spec[0] == "data"
-    jax.tree.map(close, got, alone)
+    jax.tree.map(check_close, got, alone)
     if gradient is not None:
         flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
         alone_gradient = jax.jit(jax.grad(lambda p: tiny.forward(p, BATCH).mean()))(tiny.params)
-        close(flat(gradient), flat(alone_gradient), 1e-4)
+        check_close(flat(gradient), flat(alone_gradient), 1e-4)
 
 
 def test_padding_and_means_on_an_explicit_mesh(tiny):
@@ -248,16 +248,16 @@ def test_padding_and_means_on_an_explicit_mesh(tiny):
     with jax.set_mesh(mesh):
         rows = [jax.device_put(a, NamedSharding(mesh, P("data"))) for a in (BATCH, mask)]
         got = jax.jit(f)(jax.device_put(tiny.params, NamedSharding(mesh, P())), *rows)
-    close(got, jax.jit(f)(tiny.params, BATCH, mask))
+    check_close(got, jax.jit(f)(tiny.params, BATCH, mask))
 
 
 def test_pmap(tiny, alone):
     out, acts, shards = jax.pmap(functools.partial(looked_at, tiny), in_axes=(None, 0))(tiny.params, BATCH[:, None])
-    close(out[:, 0], alone[0])
-    close(acts["resid_post"][:, :, 0].swapaxes(0, 1), alone[1]["resid_post"])
+    check_close(out[:, 0], alone[0])
+    check_close(acts["resid_post"][:, :, 0].swapaxes(0, 1), alone[1]["resid_post"])
     mean, variance = combined(shards)
-    close(mean, alone[2].mean)
-    close(variance, alone[2].variance, 1e-4)
+    check_close(mean, alone[2].mean)
+    check_close(variance, alone[2].variance, 1e-4)
 
 
 def test_a_handler_is_a_pytree_that_can_be_saved(tiny):
@@ -265,4 +265,4 @@ def test_a_handler_is_a_pytree_that_can_be_saved(tiny):
     leaves, tree = jax.tree.flatten(handler)
     again = jax.tree.unflatten(tree, [np.asarray(leaf).copy() for leaf in leaves])
     f = lambda h: ji.run(tiny.forward, h)(tiny.params, tiny.tokens)[0]
-    same(f(again), f(handler))
+    check_same(f(again), f(handler))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from tests.tiny import close, make_tokens, same
+from tests.tiny import check_close, check_same, make_tokens
 
 L, B, T, H, E = 3, 2, 6, 4, 4
 SIZES = {"layer": L, "head": H, "position": T, "feature": E}
@@ -59,9 +59,9 @@ WHERE = {
 def test_a_selection_is_what_a_loop_selects(zeroed, name):
     where = WHERE[name]
     traced = zeroed({k: np.asarray(v) for k, v in where.items()})
-    same(traced, expected(where))
+    check_same(traced, expected(where))
     static = zeroed({}, fixed=tuple((k, _hashable(v)) for k, v in where.items()))
-    same(static, traced)
+    check_same(static, traced)
 
 
 def _hashable(v):
@@ -80,7 +80,7 @@ def test_a_traced_index_out_of_range_is_nan(zeroed, axis, off):
 def test_a_traced_position_out_of_range_spoils_its_example_only(zeroed):
     out = zeroed({"position": np.array([[1], [T]])})
     assert np.isnan(out[:, 1]).all()
-    same(out[:, :1], expected({"position": [[1], [1]]})[:, :1])
+    check_same(out[:, :1], expected({"position": [[1], [1]]})[:, :1])
 
 
 LEFT = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], bool)
@@ -90,7 +90,7 @@ LEFT = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]], bool)
 def test_positions_count_from_the_first_real_token(zeroed, mask):
     positions = np.where(mask, np.cumsum(mask, 1) - 1, -1)
     for where in (dict(position=0), dict(position=[1, 3]), dict(position=[[3], [5]], layer=1)):
-        same(zeroed({k: np.asarray(v) for k, v in where.items()}, mask=mask), expected(where, positions))
+        check_same(zeroed({k: np.asarray(v) for k, v in where.items()}, mask=mask), expected(where, positions))
     beyond = zeroed({"position": np.array(4)}, mask=mask)  # the first example has 4 tokens
     assert np.isnan(beyond[:, 0]).all() and np.isfinite(beyond[:, 1]).all()
     assert np.isnan(zeroed({"position": np.array(-1)}, mask=mask)).all()  # -1 is no way to name the padding
@@ -174,7 +174,7 @@ def test_patterns_are_selected_by_query_position(tiny):
     pattern = np.array(out[1]["attn.pattern"])
     assert not pattern[:, 0, 1, 2].any() and not pattern[:, 1, 1, 4].any()
     pattern[:, 0, 1, 2, 0] = pattern[:, 1, 1, 4, 0] = 1
-    close(pattern.sum(-1), np.ones((L, B, H, T)))
+    check_close(pattern.sum(-1), np.ones((L, B, H, T)))
 
 
 def test_an_integer_site_takes_known_indices_only():
@@ -190,6 +190,6 @@ def test_a_selection_leaves_the_rest_bitwise(tiny):
     edited = ji.run(tiny.forward, ji.scale("resid_mid", 3.0, layer=1, position=2), ji.capture("resid_mid"))(
         tiny.params, tiny.tokens
     )[1]
-    same(edited["resid_mid"][0], plain[0])
-    same(edited["resid_mid"][1, :, [0, 1, 3, 4, 5]], plain[1, :, [0, 1, 3, 4, 5]])
-    close(edited["resid_mid"][1, :, 2], 3 * plain[1, :, 2])
+    check_same(edited["resid_mid"][0], plain[0])
+    check_same(edited["resid_mid"][1, :, [0, 1, 3, 4, 5]], plain[1, :, [0, 1, 3, 4, 5]])
+    check_close(edited["resid_mid"][1, :, 2], 3 * plain[1, :, 2])
