@@ -12,8 +12,8 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array, Bool, Int, Params, PRNGKeyArray
 from jaxinterp.models._model import Model, check_tokens, token_positions
-from jaxinterp.nn import KeyValues, take_rows
-from jaxinterp.tap import IDENTITY, Tap
+from jaxinterp.nn import KeyValues
+from jaxinterp.tap import IDENTITY, Tap, take_rows
 
 
 def generate(

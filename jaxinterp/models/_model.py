@@ -15,8 +15,8 @@ from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array, Bool, Float, Int, Params, PRNGKeyArray
 from jaxinterp.models import _transformer
 from jaxinterp.models._config import TransformerConfig
-from jaxinterp.nn import KeyValues, take_rows
-from jaxinterp.tap import IDENTITY, Tap
+from jaxinterp.nn import KeyValues
+from jaxinterp.tap import IDENTITY, Tap, take_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,7 @@ class Model:
         x = self.embed(params, tokens, positions=places, token_types=token_types, tap=tap)
         x, _ = self.layers(params, x, positions=places, tap=tap)
         if read is not None:
-            x = take_rows(x, read)
-            tap = tap.at(positions=take_rows(places, read), extent=extent)
+            x, tap = take_rows(x, read), tap.narrow(read)
         return self.unembed(params, x, tokens=answers, tap=tap)
 
     def layers(

@@ -11,8 +11,8 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.models._config import TransformerConfig
-from jaxinterp.nn import KeyValues, attention, lookup, mlp, normalize, take_rows
-from jaxinterp.tap import IDENTITY, Tap
+from jaxinterp.nn import KeyValues, attention, lookup, mlp, normalize
+from jaxinterp.tap import IDENTITY, Tap, take_rows
 
 
 def param_shapes(config: TransformerConfig) -> Params:
@@ -127,7 +127,6 @@ def block(
         The residual stream after the layer, at the rows that are read, and the keys and values of all rows.
     """
     c = config
-    norm: dict[str, Any] = dict(eps=c.eps, tap=tap)
     x = tap("resid_pre", x)
     write, key_values = attention(
         params["attn"],
@@ -141,13 +140,14 @@ def block(
         scale=c.score_scale,
         normalization=c.normalization_type,
         precision=c.precision,
-        **norm,
+        eps=c.eps,
+        tap=tap,
     )
-    x = x if read is None else take_rows(x, read)
+    x, tap = (x if read is None else take_rows(x, read)), tap.narrow(read)
     x = tap("resid_mid", x + tap("attn.out", write))
     if c.attn_only:
         return tap("resid_post", x), key_values
-    h = normalize(params.get("ln2"), tap("mlp.in", x), kind=c.normalization_type, name="mlp", **norm)
+    h = normalize(params.get("ln2"), tap("mlp.in", x), kind=c.normalization_type, name="mlp", eps=c.eps, tap=tap)
     write = mlp(params["mlp"], h, act_fn=c.act_fn, gated=c.gated_mlp, precision=c.precision, tap=tap)
     return tap("resid_post", x + tap("mlp.out", write)), key_values
 

@@ -4,7 +4,7 @@ from jaxinterp.nn._attention import KeyValues, attention
 from jaxinterp.nn._mlp import ACTIVATIONS, mlp
 from jaxinterp.nn._norm import normalize
 from jaxinterp.nn._rotary import rotary_frequencies, rotate, scale_linear, scale_llama3
-from jaxinterp.nn._rows import lookup, take_rows
+from jaxinterp.nn._rows import lookup
 
 __all__ = [
     "ACTIVATIONS",
@@ -17,5 +17,4 @@ __all__ = [
     "rotate",
     "scale_linear",
     "scale_llama3",
-    "take_rows",
 ]

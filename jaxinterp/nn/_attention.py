@@ -10,8 +10,7 @@ import jax.numpy as jnp
 from jaxinterp._typing import Array, Bool, Float, Int, Params
 from jaxinterp.nn._norm import normalize
 from jaxinterp.nn._rotary import rotate
-from jaxinterp.nn._rows import take_rows
-from jaxinterp.tap import IDENTITY, Tap
+from jaxinterp.tap import IDENTITY, Tap, take_rows
 
 
 class KeyValues(NamedTuple):
@@ -66,22 +65,23 @@ def attention(
         The layer's write [B, P, D], and the keys and values of the rows of `x`.
     """
     q_in, k_in, v_in = _reads(params, norm, x, read, normalization, eps, tap)
-    q = tap("attn.q", _project(q_in, params, "Q", precision))
+    queries = tap.narrow(read)  # from here on, what belongs to a query has the rows that are read
+    q = queries("attn.q", _project(q_in, params, "Q", precision))
     k = tap("attn.k", _project(k_in, params, "K", precision), "BTKE")
     v = tap("attn.v", _project(v_in, params, "V", precision), "BTKE")
     q_positions = positions if read is None else take_rows(positions, read)
     if frequencies is not None:
         q, k = rotate(q, q_positions, frequencies), rotate(k, positions, frequencies)
     if tap.wants("attn.q_rot"):
-        q = tap("attn.q_rot", q)
+        q = queries("attn.q_rot", q)
     if tap.wants("attn.k_rot"):
         k = tap("attn.k_rot", k, "BTKE")
     own = KeyValues(k, v, positions)
-    z = _attend(q, [own] if prefix is None else [prefix, own], q_positions, causal, scale, precision, tap)
-    z = tap("attn.z", z)
+    z = _attend(q, [own] if prefix is None else [prefix, own], q_positions, causal, scale, precision, queries)
+    z = queries("attn.z", z)
     if tap.wants("attn.result"):
         result = jnp.einsum("bthe,hed->bthd", z, params["W_O"], precision=precision)
-        out = jnp.sum(tap("attn.result", result, "BTHD"), axis=2)
+        out = jnp.sum(queries("attn.result", result, "BTHD"), axis=2)
     else:
         out = jnp.einsum("bthe,hed->btd", z, params["W_O"], precision=precision)
     return (out + params["b_O"].reshape(1, 1, -1) if "b_O" in params else out), own
@@ -101,7 +101,7 @@ def _reads(
         if wanted:
             site, heads = f"attn.{letter.lower()}_in", params[f"W_{letter}"].shape[0]
             rows = jnp.broadcast_to(rows[:, :, None], (*rows.shape[:2], heads, rows.shape[-1]))
-            rows = tap(site, rows, "BTHD" if letter == "Q" else "BTKD")
+            rows = (tap.narrow(read) if letter == "Q" else tap)(site, rows, "BTHD" if letter == "Q" else "BTKD")
             rows = normalize(norm, rows, kind=normalization, eps=eps, name=site)
         reads.append(rows)
     return reads[0], reads[1], reads[2]

@@ -15,14 +15,6 @@ def lookup(table: Float[ArrayLike, "n D"], ids: Int[Array, "..."]) -> Float[Arra
     return jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan, out_sharding=_like(ids, table.ndim - 1))
 
 
-def take_rows(x: Array, rows: Int[Array, "B P"]) -> Array:
-    """Rows of [B, T, ...] by [B or 1, P]."""
-    batch = max(x.shape[0], rows.shape[0])
-    x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
-    index = jnp.broadcast_to(rows, (batch, rows.shape[1]))
-    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
-
-
 def _like(ids: Array, features: int) -> NamedSharding | None:
     """On a mesh with explicit axes, where a gather must be told: the rows lie as their ids do."""
     sharding = jax.typeof(ids).sharding

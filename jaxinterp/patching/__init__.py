@@ -1,7 +1,6 @@
 """Causal sweeps: activation patching and ablation over many places as one compiled program."""
 
 from jaxinterp.patching._cells import AXES, Cells, make_cells
-from jaxinterp.patching._engine import chunk_size, read, run_cells
 from jaxinterp.patching._metrics import (
     Metric,
     cross_entropy,
@@ -11,21 +10,21 @@ from jaxinterp.patching._metrics import (
     probability_difference,
     recovered_fraction,
 )
-from jaxinterp.patching._sweep import sweep
+from jaxinterp.patching._plan import Plan
+from jaxinterp.patching._sweep import plan, sweep
 
 __all__ = [
     "AXES",
     "Cells",
     "Metric",
-    "chunk_size",
+    "Plan",
     "cross_entropy",
     "kl_divergence",
     "log_probability",
     "logit_difference",
     "make_cells",
+    "plan",
     "probability_difference",
-    "read",
     "recovered_fraction",
-    "run_cells",
     "sweep",
 ]

@@ -18,21 +18,22 @@ AXES = ("layer", "head", "position", "role", "feature")
 
 @pytree
 class Cells:
-    """Every combination of some axes, in row-major order.
+    """The places of a sweep: each cell is one edit, or several at once (its parts).
 
     Attributes:
-        axes: static; the axes' names and their sizes.
-        labels: static; for each axis its values: ints, or names of roles.
-        layer, head, feature: [n] or None.
-        position: [n], or by prompt [n, B, 1], or None.
+        axes: static; the result's axes and their sizes: every combination in row-major order, or one axis "cell".
+        labels: static; for each axis its values: ints, or names of roles and blocks.
+        sites: static; the site of each part.
+        parts: for each part a dictionary of indices: layer, head and feature [n, k], position [n, k] or, by prompt, [n, B, k].
+            A part edits all combinations of its k indices; an absent key means all.
+        coordinates: for the axis "cell", what each cell is: name to [n].
     """
 
     axes: tuple[tuple[str, int], ...] = static()
     labels: tuple[tuple[Any, ...], ...] = static()
-    layer: Any = None
-    head: Any = None
-    position: Any = None
-    feature: Any = None
+    sites: tuple[str, ...] = static()
+    parts: Any = ()
+    coordinates: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,10 +43,9 @@ class Cells:
     def __len__(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def where(self) -> dict[str, np.ndarray]:
-        """The indices by name, each with a leading axis of cells."""
-        fields = {"layer": self.layer, "head": self.head, "position": self.position, "feature": self.feature}
-        return {key: np.asarray(value) for key, value in fields.items() if value is not None}
+    def take(self, ids: Any) -> tuple[dict[str, np.ndarray], ...]:
+        """The parts of some cells, indices with a leading axis as long as `ids`."""
+        return tuple({key: index[ids] for key, index in part.items()} for part in self.parts)
 
 
 def parse_over(over: Any) -> dict[str, Any]:
@@ -65,11 +65,20 @@ def parse_over(over: Any) -> dict[str, Any]:
     return axes
 
 
+def is_list(over: Any) -> bool:
+    """Whether `over` lists cells one by one: mappings, or lists of mappings."""
+    first = over[0] if isinstance(over, (list, tuple)) and over else None
+    return isinstance(first, Mapping) or (
+        isinstance(first, (list, tuple)) and any(isinstance(p, Mapping) for p in first)
+    )
+
+
 def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None = None) -> Cells:
-    """The cells of a sweep.
+    """The cells of a sweep: every combination of some axes.
 
     Args:
-        over: "layer,head", a list of axes, or a mapping from axis to the values wanted (None: all).
+        over: "layer,head", a list of axes, or a mapping from axis to the values wanted (None: all). A value may be a block: a tuple
+            of indices that are edited together.
         shape: of the site, from `jaxinterp.sites`.
         roles: positions [B] by name, for the axis role.
 
@@ -77,50 +86,144 @@ def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None =
         InputError: an unknown axis or role, or an axis that the site does not have.
         SiteIndexError: values out of range.
     """
-    chosen = {axis: _values(axis, wanted, shape, roles) for axis, wanted in parse_over(over).items()}
+    chosen = {axis: _blocks(axis, wanted, shape, roles) for axis, wanted in parse_over(over).items()}
     grid = np.array(list(itertools.product(*(range(len(v)) for v in chosen.values()))), np.int32).reshape(
         -1, len(chosen)
     )
-    fields: dict[str, Any] = {}
-    for column, (axis, values) in enumerate(chosen.items()):
+    part: dict[str, Any] = {}
+    for column, (axis, blocks) in enumerate(chosen.items()):
         if axis == "role":
-            assert roles is not None
-            table = np.stack([np.asarray(roles[name], np.int32) for name in values])
-            fields["position"] = table[grid[:, column]][:, :, None]
+            part["position"] = _role_positions(blocks, roles)[grid[:, column]]
         else:
-            fields[axis] = np.asarray(values, np.int32)[grid[:, column]]
-    return Cells(
-        axes=tuple((a, len(v)) for a, v in chosen.items()), labels=tuple(tuple(v) for v in chosen.values()), **fields
-    )
+            part[axis] = _even(blocks)[grid[:, column]]
+    labels = tuple(_labels(blocks) for blocks in chosen.values())
+    axes = tuple((axis, len(blocks)) for axis, blocks in chosen.items())
+    return Cells(axes=axes, labels=labels, sites=(shape.name,), parts=(part,))
 
 
-def _values(axis: str, wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None) -> Sequence[Any]:
+def list_cells(
+    cells: Sequence[Any], *, site: str | None, table: Any, roles: Mapping[str, Any] | None = None
+) -> list[tuple[np.ndarray, Cells]]:
+    """Cells that are listed one by one, grouped by the sites that they edit, with the places of each group in the list.
+
+    Args:
+        cells: mappings from axis (and "site") to an index or a block of indices, or lists of such mappings: several edits at once.
+        site: of the places that name none.
+        table: the model's sites, from `jaxinterp.sites`.
+        roles: positions [B] by name.
+    """
+    rows = [[dict(p) for p in ([cell] if isinstance(cell, Mapping) else cell)] for cell in cells]
+    faults = []
+    for i, parts in enumerate(rows):
+        for part in parts:
+            part.setdefault("site", site)
+            unknown = [key for key in part if key not in (*AXES, "site")]
+            if unknown or part["site"] is None or len(part) < 2 or {"role", "position"} <= set(part):
+                faults.append(f"cell {i}: {part}")
+        if not parts:
+            faults.append(f"cell {i} is empty")
+    if faults:
+        raise InputError(
+            f"not understood: {'; '.join(faults[:5])}. A cell is a mapping such as {{'layer': 3, 'head': 1}}, or a list of them, "
+            f"with at least one of {', '.join(AXES)} (position or role) and, unless the sweep has one, a 'site'."
+        )
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for i, parts in enumerate(rows):
+        groups.setdefault(tuple(part["site"] for part in parts), []).append(i)
+    return [(np.asarray(ids), _group(sites, [rows[i] for i in ids], table, roles)) for sites, ids in groups.items()]
+
+
+def _group(sites: tuple[str, ...], rows: list[list[dict[str, Any]]], table: Any, roles: Any) -> Cells:
+    """Cells with the same sites. What some cell leaves out, and another names, is all there is."""
+    parts = []
+    for j, name in enumerate(sites):
+        shape, places = table[name], [row[j] for row in rows]
+        part: dict[str, Any] = {}
+        for axis in AXES:
+            if not any(axis in p for p in places):
+                continue
+            if axis == "role" and not all("role" in p for p in places):
+                raise InputError(
+                    "some cells name a role and others none; give position instead, or a role in each cell."
+                )
+            blocks = [_blocks(axis, [p[axis]] if axis in p else None, shape, roles) for p in places]
+            chosen = [
+                tuple(i for b in bs for i in b) if axis not in p else bs[0]
+                for bs, p in zip(blocks, places, strict=True)
+            ]
+            if axis == "role":
+                part["position"] = _role_positions(chosen, roles)
+            else:
+                part[axis] = _even(chosen)
+        parts.append(part)
+    return Cells(axes=(("cell", len(rows)),), labels=(tuple(range(len(rows))),), sites=sites, parts=tuple(parts))
+
+
+def coordinates(cells: Sequence[Any], site: str | None) -> dict[str, list[str]]:
+    """What listed cells are, for a reader: by axis a text for each cell, places joined by "+"."""
+    rows = [[p] if isinstance(p, Mapping) else list(p) for p in cells]
+    names = [a for a in ("site", *AXES) if any(a in part for row in rows for part in row)]
+    text = lambda value: _label(tuple(value)) if isinstance(value, (list, tuple, np.ndarray)) else str(value)
+    out = {}
+    for name in names:
+        texts = ["+".join(text(part.get(name, site if name == "site" else "all")) for part in row) for row in rows]
+        out[name] = [int(t) for t in texts] if all(t.isdigit() for t in texts) else texts
+    return out
+
+
+def _even(blocks: Sequence[tuple[int, ...]]) -> np.ndarray:
+    """[n, k]; a shorter block repeats its last index, which edits nothing more."""
+    k = max(map(len, blocks))
+    return np.array([b + (b[-1],) * (k - len(b)) for b in blocks], np.int32)
+
+
+def _role_positions(blocks: Sequence[tuple[str, ...]], roles: Any) -> np.ndarray:
+    """[n, B, k]"""
+    k = max(map(len, blocks))
+    rows = [[np.asarray(roles[name], np.int32) for name in b + (b[-1],) * (k - len(b))] for b in blocks]
+    return np.stack([np.stack(row, -1) for row in rows])
+
+
+def _labels(blocks: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    single = all(len(b) == 1 for b in blocks)
+    return tuple(b[0] if single else _label(b) for b in blocks)
+
+
+def _label(block: tuple[Any, ...]) -> str:
+    whole = all(isinstance(i, (int, np.integer)) for i in block)
+    if whole and len(block) > 2 and block == tuple(range(block[0], block[-1] + 1)):
+        return f"{block[0]}-{block[-1]}"
+    return ",".join(map(str, block))
+
+
+def _blocks(axis: str, wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:
+    """The values of an axis, each as a tuple of the indices that are edited together."""
     if axis == "role":
-        if not roles:
-            raise InputError(
-                "over names the axis role, but no roles were given. Pass roles={'name': positions [B], ...}."
-            )
-        if "T" not in shape.axes:
-            raise InputError(
-                f"site {shape.name!r} has axes {shape.axes!r} and so no positions; leave role out of over."
-            )
-        names = list(roles) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
-        for name in names:
-            if name not in roles:
-                raise InputError(f"no role {name!r}. {closest(name, roles)}")
-        return names
+        return _role_blocks(wanted, shape, roles)
     size = axis_size(axis, shape)
-    values = (
-        list(range(size))
-        if wanted is None
-        else [int(i) for i in np.atleast_1d(np.asarray(list(wanted) if isinstance(wanted, range) else wanted))]
-    )
-    wrong = [i for i in values if not 0 <= i < size]
+    if wanted is None:
+        return [(i,) for i in range(size)]
+    wanted = list(wanted) if isinstance(wanted, (list, tuple, range)) else list(np.atleast_1d(np.asarray(wanted)))
+    blocks = [tuple(int(i) for i in np.atleast_1d(np.asarray(value))) for value in wanted]
+    wrong = [i for block in blocks for i in block if not 0 <= i < size]
     if wrong:
         raise SiteIndexError(f"over {axis}={wrong}: site {shape.name!r} has {size}, so legal are 0 to {size - 1}.")
-    if len(set(values)) != len(values) or not values:
-        raise InputError(f"over {axis}={values}: give each value once, and at least one.")
-    return values
+    if len(set(blocks)) != len(blocks) or not blocks or not all(blocks):
+        raise InputError(f"over {axis}={wanted}: give each value once, and at least one.")
+    return blocks
+
+
+def _role_blocks(wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None) -> list[tuple[str, ...]]:
+    if not roles:
+        raise InputError("over names the axis role, but no roles were given. Pass roles={'name': positions [B], ...}.")
+    if "T" not in shape.axes:
+        raise InputError(f"site {shape.name!r} has axes {shape.axes!r} and so no positions; leave role out of over.")
+    values = list(roles) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    blocks = [(value,) if isinstance(value, str) else tuple(value) for value in values]
+    for name in (name for block in blocks for name in block):
+        if name not in roles:
+            raise InputError(f"no role {name!r}. {closest(name, roles)}")
+    return blocks
 
 
 def axis_size(axis: str, shape: SiteShape) -> int:

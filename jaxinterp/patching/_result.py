@@ -9,55 +9,42 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jaxinterp._typing import Array
 from jaxinterp._version import __version__
-from jaxinterp.patching._cells import Cells
 from jaxinterp.patching._metrics import Metric, recovered_fraction
+from jaxinterp.patching._prepare import Prepared
+from jaxinterp.patching._run import Ends
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def exists(cells: Cells, base: Array, mask: Array | None) -> np.ndarray:
-    """[n, B]: whether a prompt has the position of a cell."""
-    shape = (len(cells), base.shape[0])
-    if cells.position is None or mask is None:
-        return np.ones(shape, bool)
-    length = np.asarray(mask).sum(1)
-    position = np.asarray(cells.position)
-    return np.broadcast_to(
-        (position if position.ndim == 1 else position[:, :, 0]).reshape(len(cells), -1) < length[None], shape
-    )
-
-
 def dataset(
-    cells: Cells,
-    metrics: Mapping[str, Metric],
+    todo: Prepared,
     values: np.ndarray,
     logits: list[np.ndarray],
-    baseline: np.ndarray,
-    target: np.ndarray | None,
-    there: np.ndarray,
+    ends: Ends,
     keep: Sequence[str],
     texts: list[str] | None,
+    listed: Mapping[str, Any],
     about: Mapping[str, Any],
+    seed: int,
 ) -> xr.Dataset:
-    """Names what `run_cells` returned.
+    """Names what `run` returned.
 
     Args:
-        cells: C of them.
-        metrics: M by name.
-        values: [C, M, B].
-        logits: of each metric [C, B, P, n]; empty if not kept.
-        baseline: of the base run [M, B].
-        target: of the source run [M, B], or None.
-        there: [C, B], from `exists`.
-        keep: "prompts", "logits".
+        todo: the sweep.
+        values: [n (1 + draws), M, B].
+        logits: of each metric [n, B, P, tokens]; empty if not kept.
+        ends: the runs without edits.
+        keep: "prompts", "interval", "logits".
         texts: of the position axis, or None.
+        listed: what listed cells are, by name [n].
         about: attributes.
+        seed: of the bootstrap.
     """
     import xarray as xr
 
+    cells, metrics, there, target = todo.cells, todo.metrics, todo.there, ends.source
     over = [axis for axis, _ in cells.axes]
     several = len(metrics) > 1
     lead = ["metric"] if several else []
@@ -67,30 +54,30 @@ def dataset(
         a = np.moveaxis(a.reshape(*cells.shape, *a.shape[1:]), len(over), 0)
         return a if several else a[0]
 
-    by_prompt = np.where(there[:, None], values - baseline[None], np.nan)
-    patched, base = _means(values, there), _means(baseline[None], there)
+    n, baseline = len(cells), ends.base
+    by_prompt = np.where(there[:, None], values[:n] - baseline[None], np.nan).astype(np.float32)
     data: dict[str, Any] = {"effect": (lead + over, spread(_means(by_prompt, there)))}
     data["base"] = (lead, baseline.mean(1) if several else baseline.mean())
     if target is not None:
-        fraction = recovered_fraction(patched, base, _means(target[None], there))
+        patched, base = _means(values[:n], there), _means(baseline[None], there)
+        data["normalized"] = (lead + over, spread(recovered_fraction(patched, base, _means(target[None], there))))
         _warn_if_flat(baseline, target, metrics)
-        data["normalized"] = (lead + over, spread(fraction))
         data["source"] = (lead, target.mean(1) if several else target.mean())
+    if todo.n_draws:
+        draws = values[n:].reshape(todo.n_draws, n, *values.shape[1:]) - baseline
+        null = np.stack([spread(_means(np.where(there[:, None], draw, np.nan), there)) for draw in draws])
+        data["null"] = (["draw", *lead, *over], null.astype(np.float32))
+    if "interval" in keep:
+        low, high = _intervals(by_prompt, there, seed)
+        data["low"], data["high"] = (lead + over, spread(low)), (lead + over, spread(high))
     if "prompts" in keep:
         data["effect_by_prompt"] = ([*lead, *over, "prompt"], spread(by_prompt))
         data["base_by_prompt"] = ([*lead, "prompt"], baseline if several else baseline[0])
         if target is not None:
             data["source_by_prompt"] = ([*lead, "prompt"], target if several else target[0])
-    for (name, m), kept in zip(metrics.items(), logits, strict=False):
-        tail = f"_{name}" if several else ""
-        read = ["read" + tail] if kept.shape[2] > 1 else []  # the positions that are read, where they are several
-        data["logits" + tail] = (
-            [*over, "prompt", *read, "answer" + tail],
-            (kept if read else kept[:, :, 0]).reshape(*cells.shape, *kept.shape[1 : 2 + len(read)], -1),
-        )
-        if m.tokens is not None:
-            data["answer_token" + tail] = (["prompt", "answer" + tail], np.asarray(m.tokens))
+    data |= _kept_logits(logits, metrics, over, cells.shape)
     coords: dict[str, Any] = {axis: np.asarray(labels) for axis, labels in zip(over, cells.labels, strict=True)}
+    coords |= {name: ("cell", np.asarray(values)) for name, values in listed.items()}
     if several:
         coords["metric"] = list(metrics)
     if texts is not None:
@@ -105,11 +92,47 @@ def dataset(
     )
 
 
+def _kept_logits(
+    logits: list[np.ndarray], metrics: Mapping[str, Metric], over: list[str], shape: tuple[int, ...]
+) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for (name, m), kept in zip(metrics.items(), logits, strict=False):
+        tail = f"_{name}" if len(metrics) > 1 else ""
+        read = ["read" + tail] if kept.shape[2] > 1 else []  # the positions that are read, where they are several
+        data["logits" + tail] = (
+            [*over, "prompt", *read, "answer" + tail],
+            (kept if read else kept[:, :, 0]).reshape(*shape, *kept.shape[1 : 2 + len(read)], -1),
+        )
+        if m.tokens is not None:
+            data["answer_token" + tail] = (["prompt", "answer" + tail], np.asarray(m.tokens))
+    return data
+
+
 def _means(x: np.ndarray, there: np.ndarray) -> np.ndarray:
     """[C, M] from [C or 1, M, B]: the mean over the prompts of each cell; NaN where there are none."""
     count = there.sum(1)[:, None]
     total = np.where(there[:, None], x, 0.0).sum(2)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
+
+
+_RESAMPLES = 1000
+
+
+def _intervals(by_prompt: np.ndarray, there: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ends [C, M] of 95 % percentile bootstrap intervals of the means over prompts.
+
+    Source: Efron 1979, Annals of Statistics 7.
+    """
+    n_prompts = there.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), _RESAMPLES)
+    weights = drawn.astype(np.float64).T  # [B, resamples]
+    ends = np.full((2, *by_prompt.shape[:2]), np.nan, np.float32)
+    for i, (effect, here) in enumerate(zip(by_prompt, there, strict=True)):
+        count = here.astype(np.float64) @ weights
+        total = np.where(here, effect, 0.0).astype(np.float64) @ weights
+        if here.any():
+            ends[:, i] = np.quantile(total[:, count > 0] / count[count > 0], [0.025, 0.975], axis=1)
+    return ends[0], ends[1]
 
 
 def _warn_if_flat(baseline: np.ndarray, target: np.ndarray, metrics: Mapping[str, Metric]) -> None:

@@ -6,6 +6,7 @@ from jaxinterp.tap._read import Statistics, capture, perturb, statistics
 from jaxinterp.tap._run import SiteTable, run, sites
 from jaxinterp.tap._site import Handler, Site, SiteShape
 from jaxinterp.tap._tap import IDENTITY, Tap
+from jaxinterp.tap._where import take_rows
 
 __all__ = [
     "IDENTITY",
@@ -28,5 +29,6 @@ __all__ = [
     "scale",
     "sites",
     "statistics",
+    "take_rows",
     "zero",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,16 @@ from jaxinterp.tap._where import axis_of, make_where, real_rows, select, spread
 
 @dataclasses.dataclass(frozen=True)
 class Edit:
-    """`visit` of an edit: equal for equal rules, so that a jitted function takes another edit without compiling again."""
+    """`visit` of an edit: equal for equal rules, so that a jitted function takes another edit without compiling again.
+
+    Attributes:
+        change: `(site, value, data, layer_slice) -> (new value, where it covers the value; None: everywhere)`.
+        reads: what a row of the new value depends on: "nothing" of the old value, its "row" alone, or "all" of it. A sweep
+            recomputes fewer rows the less is read.
+    """
 
     change: Callable[..., tuple[Array, Array | None]]
+    reads: Literal["nothing", "row", "all"] = "all"
 
     def __call__(
         self, site: Site, value: Array, state: Any, data: Any, layer_slice: Any, tap: Any
@@ -95,7 +102,11 @@ def place(handler: Handler, **where: Any) -> Handler:
 
 def zero(site: str, **where: Any) -> Handler:
     """Sets the value of a site to zero, whole or at the indices of `where` (see `edit`): zero ablation."""
-    return edit(site, jnp.zeros_like, **where)
+    return Handler(sites=(site,), visit=Edit(_zero, "nothing"), data={"where": make_where(**where)})
+
+
+def _zero(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, None]:
+    return jnp.zeros_like(value), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +121,26 @@ class _Mean:
             )
         weights = real_rows(site, value)
         x = jnp.where(weights > 0, value.astype(jnp.float32), 0.0)
-        count = jnp.sum(jnp.broadcast_to(weights, value.shape), axes, keepdims=True)
-        center = jnp.sum(x, axes, keepdims=True) / jnp.maximum(count, 1.0)  # rows that are all padding: 0
+        groups = data.get("groups")
+        within = axes if groups is None else tuple(i for i in axes if site.axes[i] != "B")
+        total = jnp.sum(x, within, keepdims=True)
+        count = jnp.sum(jnp.broadcast_to(weights, value.shape), within, keepdims=True)
+        if groups is not None:
+            total, count = (_by_group(site, a, groups) for a in (total, count))
+        center = total / jnp.maximum(count, 1.0)  # rows that are all padding: 0
         return spread(center.astype(value.dtype), value), None
 
 
-def mean(site: str, *, over: str = "BT", **where: Any) -> Handler:
+def _by_group(site: Site, x: Array, groups: Array) -> Array:
+    """Each example's sum over the examples of its group."""
+    axis = site.axes.index("B")
+    if x.shape[axis] != len(groups):
+        raise SiteTypeError(f"groups of {len(groups)} examples at site {site.name!r}, which has {x.shape[axis]}.")
+    same = (groups[:, None] == groups[None, :]).astype(jnp.float32)
+    return jnp.moveaxis(jnp.tensordot(same, x, axes=(1, axis), precision="highest"), 0, axis)
+
+
+def mean(site: str, *, over: str = "BT", groups: Any = None, **where: Any) -> Handler:
     """Replaces the value of a site by its mean in this run: mean ablation within a batch.
 
     For the mean over another set of prompts, capture and average there and use `patch`.
@@ -123,9 +148,20 @@ def mean(site: str, *, over: str = "BT", **where: Any) -> Handler:
     Args:
         site: a name or glob.
         over: axis letters to average over; padding does not count. "B" keeps a mean for each position.
+        groups: ints [B]; the mean over examples is then taken within each group: by template, say.
         **where: see `edit`.
+
+    Source: Wang et al. 2022 (arXiv 2211.00593), section 3, for means by position within a template.
     """
-    return Handler(sites=(site,), visit=Edit(_Mean(over)), data={"where": make_where(**where)})
+    data: dict[str, Any] = {"where": make_where(**where)}
+    if groups is not None:
+        data["groups"] = jnp.asarray(groups)
+        if "B" not in over or data["groups"].ndim != 1 or not jnp.issubdtype(data["groups"].dtype, jnp.integer):
+            raise InputError(
+                f"groups of {data['groups'].dtype}{list(data['groups'].shape)} with over={over!r}: give one int for each "
+                "example [B], and an over that has B."
+            )
+    return Handler(sites=(site,), visit=Edit(_Mean(over)), data=data)
 
 
 def _scale(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, None]:
@@ -155,7 +191,7 @@ def check_scalar(site: str, what: str, value: Any) -> None:
 def scale(site: str, factor: Any, **where: Any) -> Handler:
     """Multiplies the value of a site by a number or scalar array; `where` as in `edit`."""
     check_scalar(site, "factor", factor)
-    return Handler(sites=(site,), visit=Edit(_scale), data={"where": make_where(**where), "factor": factor})
+    return Handler(sites=(site,), visit=Edit(_scale, "row"), data={"where": make_where(**where), "factor": factor})
 
 
 def _onto(site: Site, value: Array, data: Any) -> Array:
@@ -187,7 +223,7 @@ def _subspace(change: Any, site: str, basis: Any, where: Mapping[str, Any]) -> H
     refuse_nan(site, "basis", basis)
     basis = jnp.atleast_2d(basis)
     data = {"where": make_where(**where), "basis": basis, "dual": jnp.linalg.pinv(basis)}
-    return Handler(sites=(site,), visit=Edit(change), data=data)
+    return Handler(sites=(site,), visit=Edit(change, "row"), data=data)
 
 
 def project_out(site: str, basis: Any, **where: Any) -> Handler:

@@ -12,7 +12,7 @@ from jaxinterp._errors import InputError, SiteTypeError
 from jaxinterp._typing import Array
 from jaxinterp.tap._edit import Edit, check_scalar, refuse_nan
 from jaxinterp.tap._site import Handler, Site
-from jaxinterp.tap._where import make_where, row_positions, spread
+from jaxinterp.tap._where import make_where, row_positions, spread, take_rows
 
 
 def _patch(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
@@ -36,7 +36,7 @@ def patch(site: str, value: Any = None, *, per_layer: Any = None, **where: Any) 
 
     Source: activation patching; Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262).
     """
-    return _make(_patch, site, value, per_layer, where)
+    return _make(Edit(_patch, "nothing"), site, value, per_layer, where)
 
 
 def _add(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
@@ -54,10 +54,10 @@ def add(site: str, value: Any = None, *, per_layer: Any = None, coefficient: Any
         **where: see `edit`.
     """
     check_scalar(site, "coefficient", coefficient)
-    return _make(_add, site, value, per_layer, where, coefficient=coefficient)
+    return _make(Edit(_add, "row"), site, value, per_layer, where, coefficient=coefficient)
 
 
-def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str, Any], **data: Any) -> Handler:
+def _make(visit: Edit, site: str, value: Any, per_layer: Any, where: Mapping[str, Any], **data: Any) -> Handler:
     if (value is None) == (per_layer is None):
         raise InputError(
             f"the edit of {site!r} needs exactly one of value (broadcast to the site) and per_layer (with a leading layer axis, "
@@ -69,7 +69,7 @@ def _make(change: Any, site: str, value: Any, per_layer: Any, where: Mapping[str
     refuse_nan(site, "value", array)
     return Handler(
         sites=(site,),
-        visit=Edit(change),
+        visit=visit,
         data={"where": make_where(**where), "value": array if per_layer is None else None, **data},
         per_layer=array if per_layer is not None else None,
     )
@@ -113,7 +113,9 @@ def _operand(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Arr
 
 
 def _rows(site: Site, value: Array, operand: Array) -> tuple[Array, Array | None]:
-    """In decoding, the rows of `operand` (all positions of a run) that are present in `value`."""
+    """Where only some rows are present in `value`: those rows of `operand`, which has all of a run."""
+    if site.rows is not None and "T" in site.axes:
+        return _present(site, value, operand, site.rows), None
     if "T" not in site.axes or not isinstance(site.extent, int):
         return operand, None
     rows = value.shape[site.axes.index("T")]
@@ -133,3 +135,14 @@ def _rows(site: Site, value: Array, operand: Array) -> tuple[Array, Array | None
     shape = [1] * value.ndim
     shape[0], shape[site.axes.index("T")] = positions.shape[0], rows
     return taken, ((positions >= 0) & (positions < size)).reshape(shape)
+
+
+def _present(site: Site, value: Array, operand: Array, rows: Array) -> Array:
+    """The rows `rows` of an operand that is as long as the run; as it is where it does not vary by row."""
+    axis = site.axes.index("T")
+    operand = (
+        jnp.expand_dims(operand, tuple(range(value.ndim - operand.ndim))) if operand.ndim < value.ndim else operand
+    )
+    if operand.ndim != value.ndim or operand.shape[axis] == 1:
+        return operand
+    return jnp.moveaxis(take_rows(jnp.moveaxis(operand, axis, 1), rows), 1, axis) if "B" in site.axes else operand

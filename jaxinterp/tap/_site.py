@@ -26,6 +26,7 @@ class Site(NamedTuple):
         positions: the absolute positions of the rows that are present, [B or 1, T], counted from each example's first
             real token; -1 marks padding. None: the rows are 0 .. T-1.
         extent: how many positions an example has by the end of the run, an int or [B]; None: as many as there are rows.
+        rows: where only some rows of a whole run are present, their indices in it, [B or 1, T]; None: all are, or it is decoding.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Site(NamedTuple):
     step: int | Int[Array, ""] | None = None
     positions: Int[Array, "B T"] | None = None
     extent: int | Int[Array, " B"] | None = None
+    rows: Int[Array, "B T"] | None = None
 
 
 class SiteShape(NamedTuple):

@@ -11,11 +11,12 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScopeError
-from jaxinterp._typing import PyTree
+from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._loops import layer_rows, rolled, unrolled
 from jaxinterp.tap._records import Place, Records
 from jaxinterp.tap._scope import Scope
 from jaxinterp.tap._site import Handler, Site, SiteShape, axes_of, matches
+from jaxinterp.tap._where import take_rows
 
 Value = TypeVar("Value")
 
@@ -119,7 +120,7 @@ class Tap:
 
         Args:
             prefix: put before the names of what is emitted (`prompt/` in generation).
-            **place: fields of `Site`: `layer` with `n_layers` (in a Python loop over layers), `step`, `positions`, `extent`.
+            **place: fields of `Site`: `layer` with `n_layers` (in a Python loop over layers), `step`, `positions`, `extent`, `rows`.
         """
         if self._scope is None:
             return self
@@ -133,6 +134,19 @@ class Tap:
             rows = [layer_rows(h, 0, n, n) for h in self._handlers]
             changes["slices"] = jax.tree.map(lambda leaf: jnp.asarray(leaf)[layer], rows)
         return self._replace(**changes)
+
+    def narrow(self, read: Array | None) -> Tap:
+        """The same tap for values of which only some rows are left.
+
+        Args:
+            read: the rows that are left, [B or 1, P], counted among those that were present; None: all.
+        """
+        if self._scope is None or read is None:
+            return self
+        at = self._site
+        rows = read if at.rows is None else take_rows(at.rows, read)
+        positions = read if at.positions is None else take_rows(at.positions, read)
+        return self._replace(site=at._replace(rows=rows, positions=positions))
 
     def scan(
         self,

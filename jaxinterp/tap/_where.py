@@ -162,6 +162,14 @@ def _out_of_range(index: Any, size: int, key: str, site: Site) -> Bool[Array, ""
     return None
 
 
+def take_rows(x: Array, rows: Int[Array, "B P"]) -> Array:
+    """Rows of [B, T, ...] by [B or 1, P]."""
+    batch = max(x.shape[0], rows.shape[0])
+    x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+    index = jnp.broadcast_to(rows, (batch, rows.shape[1]))
+    return jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
 def row_positions(site: Site, rows: int) -> Int[Array, "B T"]:
     """The absolute positions of the rows that are present, [B or 1, T]."""
     return jnp.arange(rows, dtype=jnp.int32)[None] if site.positions is None else site.positions

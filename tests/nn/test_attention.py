@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.nn import KeyValues, attention, lookup, rotary_frequencies, take_rows
+from jaxinterp.nn import KeyValues, attention, lookup, rotary_frequencies
+from jaxinterp.tap import take_rows
 from tests.nn.test_rotary import by_complex_numbers
 from tests.tiny import check_close, check_same
 

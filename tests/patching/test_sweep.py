@@ -216,11 +216,11 @@ def test_positions_are_labelled_by_the_longest_prompt_and_bos_is_read_off_the_pr
     assert call(base=base.at[0, 2].set(1), mask=mask).attrs["prepend_bos"] == 0
 
 
-def test_a_position_that_is_not_there_reads_as_nan(small, difference):
+def test_a_position_that_is_not_there_is_refused(small):
     model, params, base, _ = small
-    metric = ji.patching.logit_difference([1] * 3, [2] * 3, [5, 50, -3])
-    values, _ = ji.patching.read(model, params, base, [metric])
-    assert np.isnan(np.asarray(values)[0]).tolist() == [False, True, True]
+    metric = ji.patching.logit_difference([1] * 3, [2] * 3, [5, 50, 5])
+    with pytest.raises(ji.InputError, match=r"reads positions outside prompts \[1\]"):
+        sweep(model, params, base=base, site="attn.z", over="layer", metric=metric, op=ji.zero)
 
 
 def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, check_same):
@@ -241,16 +241,22 @@ def test_kept_logits_of_several_positions_and_a_cell_without_prompts(small, chec
 
 def test_one_compile_for_any_chunks_and_none_for_other_values(small, difference, count_compiles, check_same):
     model, params, base, source = small
-    call = functools.partial(sweep, model, params, site="attn.out", over="layer,position", metric=difference)
-    whole = call(base=base, source=source)
+    call = functools.partial(sweep, model, params, site="attn.out", over="layer,head", metric=difference)
+    call = functools.partial(call, site="attn.z")
+    args = dict(base=base, source=source.at[:, 0].set((base[:, 0] + 1) % 11))
+    whole = call(**args)
+    full = ji.patching.plan(model, params, site="attn.z", over="layer,head", metric=difference, **args)
+    tight = full.bytes_base + full.bytes_fixed + full.bytes_chunk // 2
     with count_compiles() as few:
-        chunked = call(base=base, source=source, memory=4_000)
-    assert few.count("_chunk") == 1  # 18 cells in several chunks of one shape
+        chunked = call(**args, memory=tight)
+    assert few.count("run_chunk") == 1  # 12 cells in six chunks of one shape
     check_same(chunked.effect.values, whole.effect.values)
     with count_compiles() as none:
-        call(base=source, source=base)
-        call(base=base, source=source, over={"layer": [2, 0, 1], "position": [5, 4, 3, 2, 1, 0]})
-    assert none.count("_chunk") == none.count("_measure") == none.count("_captured") == 0
+        call(base=args["source"], source=base)
+        call(**args, over={"layer": [2, 1], "head": [3, 2, 1, 0]})
+        call(**args, op=ji.zero)
+        call(**args, op=functools.partial(ji.scale, factor=0.5))
+    assert none.count("run_chunk") == none.count("measure_run") == none.count("base_run") == 0
 
 
 def test_result_writes_and_reads_as_netcdf(small, difference, tmp_path):
@@ -301,10 +307,10 @@ def test_a_plain_function_is_swept(check_same):
 
 def test_a_metric_that_cannot_tell_base_from_source_says_so(small, difference):
     model, params, base, _ = small
-    with pytest.warns(UserWarning, match="same for base and source"):
+    with pytest.warns(UserWarning, match="same for base and source"), pytest.warns(UserWarning, match="by construction"):
         got = sweep(model, params, base=base, source=base, site="attn.z", over="layer", metric=difference)
     assert np.isnan(got.normalized.values).all()
-    assert np.abs(got.effect.values).max() < 1e-5
+    assert (got.effect.values == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -326,7 +332,7 @@ def test_a_metric_that_cannot_tell_base_from_source_says_so(small, difference):
         ({"source": jnp.zeros((3, 5), jnp.int32)}, ji.InputError, "source \\[3, 5\\]"),
         ({"base": jnp.full((3, 6), 11), "source": None, "op": ji.zero}, ji.TokenError, "outside the vocabulary"),
         ({"source": None}, ji.InputError, "op=patch needs source"),
-        ({"keep": ("prompt",)}, ji.InputError, "legal are 'prompts' and 'logits'"),
+        ({"keep": ("prompt",)}, ji.InputError, "legal are 'prompts', 'interval' and 'logits'"),
         ({"metric": None}, ji.InputError, "give a metric"),
         ({"metric": ji.patching.logit_difference([1] * 3, [4] * 3, [6] * 3)}, ji.InputError, "outside prompts"),
         ({"metric": ji.patching.logit_difference([11] * 3, [4] * 3, [5] * 3)}, ji.InputError, "11 outputs"),
