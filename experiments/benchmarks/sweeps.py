@@ -210,10 +210,10 @@ CONTESTANTS = {"TransformerLens": transformer_lens, "nnsight": nnsight, "our who
 
 
 # --------------------------------------------------------------------------------------------------------- timing
-def seconds(call):
+def seconds(function, *arguments):
     """Of one call."""
     start = time.perf_counter()
-    call()
+    jax.block_until_ready(function(*arguments))
     return time.perf_counter() - start
 
 
@@ -223,18 +223,23 @@ def best_batch(forward, cells):
     for k in BATCHES:
         if k <= len(cells):
             forward(cells[:k])
-            taken[k] = min(seconds(lambda: forward(cells[:k])) for _ in range(2)) / k
+            taken[k] = min(seconds(forward, cells[:k]) for _ in range(2)) / k
     return min(taken, key=lambda k: taken[k])
+
+
+@jax.jit
+def product(a, b):
+    """A matrix product in float32."""
+    return jnp.dot(a, b, precision="highest")
 
 
 def matrix_peak(sizes=(1024, 2048)):
     """Floating-point operations a second of a large float32 matrix product, the best of some sizes."""
-    product = jax.jit(lambda a, b: jnp.dot(a, b, precision="highest"))
     found = []
     for n in sizes:
         a = jnp.ones((n, n), jnp.float32)
         jax.block_until_ready(product(a, a))
-        found += [2 * n**3 / seconds(lambda: jax.block_until_ready(product(a, a))) for _ in range(2)]
+        found += [2 * n**3 / seconds(product, a, a) for _ in range(2)]
     return max(found)
 
 
@@ -249,9 +254,9 @@ def measure(setup, name, rounds, contestants, batches):
     )  # fmt: skip
     sweep = lambda: ji.patching.sweep(setup.model, setup.params, **how, progress=False)
     plan = ji.patching.plan(setup.model, setup.params, **how)
-    result, first_call = None, time.perf_counter()
+    start = time.perf_counter()
     result = sweep()
-    first_call = time.perf_counter() - first_call
+    first_call = time.perf_counter() - start
     effects, baseline = result["effect"].transpose(*axes).values.reshape(-1), float(result["base"])
     forwards = {n: make(setup, site, axes) for n, make in contestants.items()}
     order = np.random.default_rng(1).permutation(len(cells))
@@ -269,7 +274,7 @@ def measure(setup, name, rounds, contestants, batches):
         for n, forward in forwards.items():
             k = batches[n]
             sample = cells[np.roll(order, -k * i)[:k]]
-            taken[n].append(seconds(lambda: forward(sample)) / k * len(cells))
+            taken[n].append(seconds(forward, sample) / k * len(cells))
     share = [plan.flops[1] / s / p for s, p in zip(taken["jaxinterp"], peaks, strict=True)]
     return {
         "cells": len(cells),
@@ -307,8 +312,8 @@ def main():
     packages = ("jax", "torch", "transformer-lens", "nnsight", "transformers")
     contestants = {n: make for n, make in CONTESTANTS.items() if n not in arguments.without}
     result = {
-        "work": f"activation patching, {'tiny' if arguments.smoke else 'GPT-2-small'} shape, random weights, {prompts} x {length} "
-        "tokens, float32, one core",
+        "work": f"activation patching, {'tiny' if arguments.smoke else 'GPT-2-small'} shape, random weights, "
+        f"{prompts} x {length} tokens, float32, one core",
         "rounds": 1 if arguments.smoke else arguments.rounds,
         "versions": {p: importlib.metadata.version(p) for p in packages if p != "nnsight" or "nnsight" in contestants},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -265,13 +266,15 @@ def job_costs(job: Job, stop: int, memory: int | None) -> Costs:
     if isinstance(job.model, Model):
         held += tree_bytes(jax.eval_shape(functools.partial(base_run, job.model), job.params, job.tokens, job.mask))
         fixed = max(tree_bytes(s) // jax.tree.leaves(s)[0].shape[0] for s in job.params["blocks"])
+        sizes = [math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(job.params["blocks"][0])]
+        row = 2.0 * b * sum(sizes)
         by_rows = functools.cache(lambda rows: (block_bytes(job.model, job.params, b, rows, stop) + logits) // deep)
     else:
         table = [s for s in sites(job.model, job.params, job.tokens) if s.name not in LARGE_ON_DEMAND]
         fixed, whole = 0, (sum(s.bytes // (s.n_layers or 1) for s in table) + 3 * 4 * b * t * _outputs(job)) // deep
-        by_rows = lambda rows: whole
+        by_rows, row = (lambda rows: whole), 0.0
     budget = default_budget() if memory is None else memory
-    return Costs(base=held // deep, fixed=fixed, cell=by_rows, budget=budget, mesh=(wide, deep))
+    return Costs(base=held // deep, fixed=fixed, cell=by_rows, row=row, budget=budget, mesh=(wide, deep))
 
 
 def _outputs(job: Job) -> int:

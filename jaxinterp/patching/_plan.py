@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxinterp._errors import InputError
@@ -120,6 +121,7 @@ class Costs:
         base: bytes held throughout.
         fixed: bytes of a compiled sweep besides its cells.
         cell: bytes of one cell, by its number of rows.
+        row: floating-point operations of one layer on one row of all prompts.
         budget: bytes.
         mesh: sizes of the axes "cells" and "prompts".
     """
@@ -127,6 +129,7 @@ class Costs:
     base: int
     fixed: int
     cell: Any
+    row: float
     budget: int
     mesh: tuple[int, int] = (1, 1)
 
@@ -175,7 +178,7 @@ def make_chunks(
         first = np.minimum(first, stop - 1)
         layers = np.where(found.stage[ids] < 0, 0, found.stage[ids])
         kept = [s for s in held if s.stage == stage and s.stop == stop and s.stages == stages]
-        starts = _starts(first, n_layers + 1 - layers, [s.start for s in kept])
+        starts = _starts(first, costs.row * (n_layers + 1 - layers), [s.start for s in kept])
         for begin in sorted(set(starts)):
             inside = starts == begin
             rows = stop - begin if stage != "final" else 1
@@ -193,7 +196,7 @@ def _stage_mask(stage: np.ndarray, name: str, n_layers: int) -> np.ndarray:
 
 
 def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int]) -> np.ndarray:
-    """For each cell the row where its bucket begins: at most four of them, with the least rows computed in all."""
+    """For each cell the row where its bucket begins: at most four, each saving more operations than its compile costs time."""
     if held and first.min() >= min(held):
         legal = np.sort(np.asarray(held))
         return legal[np.searchsorted(legal, first, side="right") - 1]
@@ -202,19 +205,26 @@ def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int]) -> np.nd
     moment = np.concatenate([[0], np.cumsum(np.bincount(inverse, weights=weight * first))])
     n = len(distinct)
     # best[j]: the least waste of the first j distinct rows in so many buckets; cut[j]: where the last of these begins
-    best, cuts = np.where(np.arange(n + 1) > 0, np.inf, 0.0), []
+    best, cuts, costs = np.where(np.arange(n + 1) > 0, np.inf, 0.0), [], []
     for _ in range(min(MOST_BUCKETS, n)):
         # waste of a bucket from distinct row i up to j: the rows that its cells compute before their own first one
         waste = moment[None, :] - moment[:, None] - np.append(distinct, 0)[:, None] * (total[None, :] - total[:, None])
         every = np.where(np.arange(n + 1)[:, None] < np.arange(n + 1)[None, :], best[:, None] + waste, np.inf)
         cuts.append(every.argmin(0))
         best = every.min(0)
+        costs.append(best[n] + len(cuts) * _compile_flops())
+    cuts = cuts[: int(np.argmin(costs)) + 1]
     begins, j = [], n
     for cut in reversed(cuts):
         j = cut[j]
         begins.append(distinct[j])
     legal = np.sort(np.asarray(begins))
     return legal[np.searchsorted(legal, first, side="right") - 1]
+
+
+def _compile_flops() -> float:
+    """What a device computes, roughly, while one more sweep is compiled."""
+    return 1e11 if jax.default_backend() == "cpu" else 3e13
 
 
 def _of_bucket(

@@ -307,7 +307,10 @@ def test_a_plain_function_is_swept(check_same):
 
 def test_a_metric_that_cannot_tell_base_from_source_says_so(small, difference):
     model, params, base, _ = small
-    with pytest.warns(UserWarning, match="same for base and source"), pytest.warns(UserWarning, match="by construction"):
+    with (
+        pytest.warns(UserWarning, match="same for base and source"),
+        pytest.warns(UserWarning, match="by construction"),
+    ):
         got = sweep(model, params, base=base, source=base, site="attn.z", over="layer", metric=difference)
     assert np.isnan(got.normalized.values).all()
     assert (got.effect.values == 0).all()
