@@ -1,0 +1,204 @@
+"""Attribution patching: what a sweep would find, to first order, from one backward pass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp import patching
+from jaxinterp._errors import SiteTypeError
+from jaxinterp._typing import Array, ArrayLike, Params
+from jaxinterp.attribution._audit import Audit, make_audit
+from jaxinterp.attribution._cells import axes_for, check_single, gather
+from jaxinterp.attribution._dataset import bos, dataset, texts_of
+from jaxinterp.attribution._products import check_finite, checked, products
+from jaxinterp.attribution._saturation import has_scores, saturation, warn_if_saturated
+from jaxinterp.models import Model
+from jaxinterp.tap import SiteShape, SiteTable, sites
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DEFAULT_OVER = ("layer", "head", "position")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Attribution:
+    """Scores by site, with their audit. `attribution["attn.z"]` is the Dataset of a site; printing gives a summary.
+
+    Attributes:
+        scores: by site an `xarray.Dataset` (see `attribution_patching`).
+        audits: by site an `Audit`; empty unless asked for.
+        saturation: the share of saturated query rows [layer, head]; None where the model has no `attn.scores`.
+    """
+
+    scores: Mapping[str, Any]
+    audits: Mapping[str, Audit]
+    saturation: Any
+
+    def __getitem__(self, site: str) -> xr.Dataset:
+        return self.scores[site]
+
+    def __str__(self) -> str:
+        lines = []
+        for site, data in self.scores.items():
+            sizes = " x ".join(f"{size} {axis}s" for axis, size in data["score"].sizes.items())
+            largest = float(np.nanmax(np.abs(data["score"].values)))
+            lines.append(f"{site}: {sizes}, largest |score| {largest:.3g} {data.attrs['unit']}")
+        lines += [f"audit of {audit}" for audit in self.audits.values()]
+        if self.saturation is not None:
+            lines.append(
+                f"saturated rows of attention: {100 * float(np.nanmax(self.saturation.values)):.0f} % in the sharpest head"
+            )
+        return "\n".join(lines)
+
+
+def attribution_patching(
+    model: Any,
+    params: Params,
+    *,
+    base: Any,
+    source: Any,
+    metric: Any,
+    sites: str | Sequence[str] = ("resid_pre", "attn.z", "mlp.out"),
+    over: Any = None,
+    mask: ArrayLike | None = None,
+    roles: Mapping[str, Any] | None = None,
+    audit: int = 0,
+    seed: int = 0,
+    keep: Sequence[str] = (),
+    tokenizer: Any = None,
+    provenance: Mapping[str, Any] | None = None,
+    memory: int | None = None,
+    progress: bool = True,
+) -> Attribution:
+    """Estimates the effects of a sweep at every place of several sites from one backward pass.
+
+    To first order, patching the value a of a cell from the source run changes the metric m by (a_source - a_base) . dm/da, the
+    gradient being that of the base run. One forward and one backward pass give the gradients at all sites, layers and positions.
+    A score is an estimate of the effect that `patching.sweep` finds by running the cell, in the same unit and over the same
+    axes, so that the two compare cell by cell. How good an estimate is differs by model and site: `audit=64` finds out.
+
+    Args:
+        model: a `Model`, or a function `(params, tokens, *, tap) -> logits [B, T, V]`.
+        params: its parameters.
+        base: prompts, int32 [B, T].
+        source: the prompts that values would be patched from, aligned with `base`.
+        metric: what to measure; one, since a backward pass is for one number.
+        sites: one or several (`jaxinterp.sites` lists them), on-demand ones too.
+        over: the axes, as in `sweep`. A site has those of them that it has; the score of an axis that is left out is the sum
+            over it. None: layer, head and position.
+        mask: True at real tokens [B, T], where prompts are padded.
+        roles: absolute positions [B] by name, for the axis role.
+        audit: runs the exact effects of this many cells of each site, drawn at random by strata of |score| and layer, and of the
+            ten strongest by |score|. 0: none.
+        seed: of that draw.
+        keep: "prompts" for scores by prompt.
+        tokenizer, provenance: as in `sweep`.
+        memory, progress: for the sweep of an audit.
+
+    Returns:
+        An `Attribution`. Each site has an `xarray.Dataset` of its own, since sites differ in their axes (and key/value heads are
+        not heads), with the axes that `sweep` gives:
+        score: the estimate of the effect, in the metric's unit, the mean over prompts that have the place;
+        normalized: score / (source - base) of the means, comparable with `sweep`'s normalized effect;
+        base, source: the metric of the two runs;
+        score_by_prompt [..., prompt], as asked by `keep`.
+        Rename to plot: `viz.plot(result["attn.z"].rename(score="effect"))`.
+
+    Raises:
+        InputError: sites, axes, shapes or a `keep` that are not legal, or a metric that is not finite.
+        UnvisitedSiteError: the model has no such site.
+        SiteTypeError: a site without gradients.
+
+    Warns:
+        UserWarning: attention is saturated in many heads, where gradients vanish and scores are too small (see `saturation`).
+
+    Example:
+        >>> import jax, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=8, n_heads=2, d_head=4, d_vocab=5, d_mlp=8)
+        >>> model = ji.Model(config=config)
+        >>> result = ji.attribution.attribution_patching(
+        ...     model, model.init(jax.random.key(0)), base=[[1, 2, 3]], source=[[1, 4, 3]], sites=("attn.z", "mlp.out"),
+        ...     metric=ji.patching.logit_difference([2], [4], [2]))
+        >>> result["attn.z"].score.shape, result["mlp.out"].score.dims
+        ((2, 2, 3), ('layer', 'position'))
+
+    Source: Nanda 2023, "Attribution patching: activation patching at industrial scale"; Syed et al. 2023 (arXiv 2310.10348),
+    equation 1.
+    """
+    names = [sites] if isinstance(sites, str) else list(sites)
+    base, source, mask = checked(model, base, source, mask, metric, names, audit, keep)
+    table = _table(model, params, base)
+    shapes = {name: _differentiable(table, name) for name in names}
+    axes = axes_for(shapes, DEFAULT_OVER if over is None else over, chosen=over is not None)
+    cells = {name: patching.make_cells(axes[name], shape=shapes[name], roles=roles) for name in names}
+    for name in names if audit else ():
+        check_single(cells[name], audit)
+    letters = tuple((name, ("L" if s.n_layers is not None else "") + s.axes) for name, s in shapes.items())
+    kept = tuple((name, _kept(shapes[name], axes[name])) for name in names)
+    values, found = products(model, params, base, source, mask, metric, letters, kept)
+    values = {what: np.asarray(v) for what, v in values.items()}
+    check_finite(values, metric)
+    real = np.ones(base.shape, bool) if mask is None else np.asarray(mask)
+    about = {**(provenance or {}), **bos(tokenizer, base, real)}
+    scores = {}
+    for name in names:
+        by_prompt = gather(np.asarray(found[name]), dict(kept)[name], cells[name], real)
+        scores[name] = dataset(
+            name, cells[name], by_prompt, values, metric, keep, texts_of(tokenizer, base, real, cells[name]), about
+        )
+    sharp = None
+    if has_scores(table):
+        sharp = saturation(model, params, base, mask=mask)
+        warn_if_saturated(sharp, stacklevel=3)
+    exact = functools.partial(
+        _exact,
+        model,
+        params,
+        base=base,
+        source=source,
+        mask=mask,
+        metric=metric,
+        roles=roles,
+        memory=memory,
+        progress=progress,
+    )
+    audits = {name: make_audit(name, scores[name], audit, seed, exact) for name in names} if audit else {}
+    return Attribution(scores=scores, audits=audits, saturation=sharp)
+
+
+def _exact(model: Any, params: Params, site: str, cells: Sequence[Mapping[str, Any]], **how: Any) -> np.ndarray:
+    """Effects of a list of cells [n]."""
+    return patching.sweep(model, params, site=site, over=list(cells), **how)["effect"].values
+
+
+def _table(model: Any, params: Params, tokens: Array) -> SiteTable:
+    return sites(model.forward if isinstance(model, Model) else model, params, tokens)
+
+
+def _differentiable(table: SiteTable, name: str) -> SiteShape:
+    shape = table[name]
+    if "B" not in shape.axes or not jnp.issubdtype(shape.dtype, jnp.floating):
+        raise SiteTypeError(
+            f"site {name!r} is {shape.dtype} with axes {shape.axes!r}; attribution needs a floating-point value of each prompt "
+            "(an axis B)."
+        )
+    return shape
+
+
+def _kept(shape: SiteShape, axes: Mapping[str, Any]) -> str:
+    """The letters of what stays: B, then those that the axes index, in the order of the axes."""
+    at = {
+        "layer": "L",
+        "head": next((a for a in shape.axes if a in "HK"), ""),
+        "position": "T",
+        "role": "T",
+        "feature": shape.axes[-1],
+    }
+    return "B" + "".join(at[axis] for axis in axes)
