@@ -1,12 +1,13 @@
 """Time of a sweep against the number of cells, depth, length and prompts; peak memory against the plan's estimate.
 
-One thing at a time changes around a middle: 12 layers of width 256, 8 prompts x 32 tokens that first differ in the middle, all heads
-at all positions (cells: the first of every head and position). Times are of a second call, medians of rounds; the first call,
-which compiles, stands beside it. Memory is the rise of resident memory in a process of its own, which takes its compiled programs
-from the cache on disk.
+One thing at a time changes around a middle: 12 layers of width 256, 8 prompts x 32 tokens that first differ in their middle,
+every head at all positions (for the number of cells: heads at single positions). Times are medians of later calls; the first
+call, which compiles, stands beside them. Memory is the rise of resident memory over one sweep of every head at every position,
+with budgets that bind, in a process of its own that takes its compiled programs from the cache on disk. Some tens of MiB of it
+are the programs themselves, whatever the budget; so the growth between budgets stands beside it.
 
     taskset -c 0 .venv/bin/python experiments/benchmarks/sweep_scaling.py            # sweep_scaling.json and .png
-    python experiments/benchmarks/sweep_scaling.py --smoke --out /tmp/scaling.json   # a tiny model, two values each
+    python experiments/benchmarks/sweep_scaling.py --smoke --out scaling.json   # a tiny model, two values each
 """
 
 import argparse
@@ -32,13 +33,20 @@ VALUES = {
     "prompts": (1, 2, 4, 8, 16, 32, 64),
 }
 LABELS = {"cells": "cells", "n_layers": "layers", "length": "tokens in a prompt", "prompts": "prompts"}
-BUDGETS = (64, 128, 256, 512)  # MiB
+BUDGETS = (128, 256, 512)  # MiB
+LARGE = {
+    "n_layers": 4,
+    "length": 64,
+    "prompts": 32,
+    "cells": None,
+}  # where memory is measured: 1024 cells of tens of MiB each
 WIDTH = {"d_model": 256, "n_heads": 4, "d_head": 64, "d_mlp": 1024, "d_vocab": 1000}
 
 SMOKE = {
     "middle": {"n_layers": 2, "length": 6, "prompts": 2, "cells": None},
     "values": {"cells": (2, 8), "n_layers": (2, 3), "length": (4, 8), "prompts": (1, 3)},
     "budgets": (16,),
+    "large": {"n_layers": 2, "length": 6, "prompts": 2, "cells": None},
     "width": {"d_model": 16, "n_heads": 2, "d_head": 8, "d_mlp": 32, "d_vocab": 50},
 }
 
@@ -93,12 +101,12 @@ def child(arguments):
     jax.config.update("jax_compilation_cache_dir", arguments.child)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    smoke = arguments.smoke
-    width, middle = (SMOKE["width"], SMOKE["middle"]) if smoke else (WIDTH, MIDDLE)
-    small = make_sweep(SMOKE["width"], **SMOKE["middle"])
-    ji.patching.sweep(small[0], small[1], **small[2], progress=False)  # what is loaded once
-    model, params, how = make_sweep(width, **middle)
-    how["over"] = "layer,head,position"
+    width, large = (SMOKE["width"], SMOKE["large"]) if arguments.smoke else (WIDTH, LARGE)
+    every = {"over": "layer,head,position"}
+    model, params, how = make_sweep(SMOKE["width"], **SMOKE["middle"])
+    ji.patching.sweep(model, params, **{**how, **every}, progress=False)  # what is loaded or traced once
+    model, params, how = make_sweep(width, **large)
+    how |= every
     jax.block_until_ready(params)
     plan = ji.patching.plan(model, params, **how, memory=arguments.budget << 20)
     before = resident("VmRSS")
@@ -175,6 +183,10 @@ def main():
             result["time"][name].append(row)
             print(name, json.dumps(row), flush=True)
     result["memory"] = memory(budgets, arguments.smoke)
+    if result["memory"] and len(budgets) > 1:  # without what does not depend on the budget
+        low, high = result["memory"][0], result["memory"][-1]
+        grown = {key: high[key] - low[key] for key in ("rise_MiB", "plan_MiB")}
+        result["growth of the rise / of the plan"] = round(grown["rise_MiB"] / grown["plan_MiB"], 3)
     print("memory", json.dumps(result["memory"]))
     out = arguments.out or (None if arguments.smoke else Path(__file__).with_suffix(".json"))
     if out is not None:

@@ -36,7 +36,7 @@ def products(
     both = jax.vmap(lambda tokens: (look(params, tokens, **extra)[1], measure(tokens)))
     acts, values = both(jnp.stack([base, source]))
     here, there = ({name: x[i] for name, x in acts.items()} for i in (0, 1))
-    # Prompts do not see one another, so that the gradient of the sum holds each prompt's own.
+    # Prompts do not see one another, so the gradient of the sum holds each prompt's own. At padding, which nobody reads, it is 0.
     value, pull = jax.vjp(lambda deltas: measure(base, perturb(deltas)), jax.tree.map(jnp.zeros_like, here))
     (gradient,) = pull(jnp.ones_like(value))
     out = {}
@@ -44,9 +44,6 @@ def products(
         product = (there[name].astype(jnp.float32) - here[name].astype(jnp.float32)) * gradient[name].astype(
             jnp.float32
         )
-        if mask is not None and "T" in axes:  # whatever stands at padding
-            shape = [n if a in "BT" else 1 for n, a in zip(product.shape, axes, strict=True)]
-            product = jnp.where(mask.reshape(shape), product, 0.0)
         out[name] = jnp.einsum(f"{axes}->{keeps}", product, precision="highest")
     return {"base": value, "source": values[1]}, out
 

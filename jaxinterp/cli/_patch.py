@@ -89,7 +89,19 @@ class Patch:
     """What is measured at the end of the prompt; several may be named."""
 
     memory: OptionalNumber = None
-    """GiB that a chunk of cells may take, above 0. (default: a quarter of what is free)"""
+    """GiB that the sweep may take beside the model, above 0. (default: a quarter of what is free)"""
+
+    plan: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Print what would run (cells, operations, memory, compiles) and stop."""
+
+    resume: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Keep cells in OUT/cells as they are finished, and go on from those that an earlier, interrupted run left there."""
+
+    null: Annotated[
+        Literal["prompts", "directions"] | None,
+        tyro.conf.arg(metavar="{prompts,directions}", help_behavior_hint="(default: none)"),
+    ] = None
+    """Also draw what edits do that carry nothing: another prompt's values, or random directions. Ten draws."""
 
     top: int = 10
     """How many cells the printed ranking has."""
@@ -108,14 +120,27 @@ def run(options: Patch, output: Output, command: str) -> dict[str, Any]:
     _check_prompts(options)
     _check_numbers(options)
     over = _over(options)
-    check_folder(options.out)
+    if not options.plan:
+        check_folder(options.out)
     lm = load_model(options.model)
     pairs = _pairs(options, lm)
     output.line(headline(lm, options.model), style="dim")
     output.line(pairs.summary())
     site = options.site or ("attn.z" if "head" in over else "resid_pre")
     output.line(_what_runs(options, site))
-    effects = _sweep(options, lm, pairs, output, site, over, provenance(lm, options.model, command))
+    args = _arguments(options, lm, pairs, site, over)
+    if options.plan:
+        return _print_plan(patching.plan(lm.model, lm.params, **args), output)
+    effects = patching.sweep(
+        lm.model,
+        lm.params,
+        **args,
+        keep=("prompts", "interval"),
+        tokenizer=lm.tokenizer,
+        provenance={**provenance(lm, options.model, command), "direction": options.direction},
+        store=options.out / "cells" if options.resume else None,
+        progress=output.bars,
+    )
     texts = _ends(options, pairs.clean_text, pairs.corrupt_text)
     files = save_effects(effects, options.out, prompts=list(zip(*texts, strict=True)))
     print_ranking(output, effects, options.top)
@@ -201,19 +226,12 @@ def _what_runs(options: Patch, site: str) -> str:
     return f"run: the {base} prompts, with {site} {edit[options.op]}, one cell of {options.over} at a time"
 
 
-def _sweep(
-    options: Patch,
-    lm: LanguageModel,
-    pairs: PromptPairs,
-    output: Output,
-    site: str,
-    over: dict[str, Any],
-    about: dict[str, Any],
-) -> Any:
+def _arguments(
+    options: Patch, lm: LanguageModel, pairs: PromptPairs, site: str, over: dict[str, Any]
+) -> dict[str, Any]:
+    """What the plan and the sweep both take."""
     base, source = _ends(options, pairs.clean, pairs.corrupt)
-    return patching.sweep(
-        lm.model,
-        lm.params,
+    return dict(
         base=base,
         source=source,
         mask=pairs.mask if pairs.is_padded else None,
@@ -222,12 +240,25 @@ def _sweep(
         metric={name.replace("_", " "): _metric(name, pairs) for name in options.metric},
         op=_OPS[options.op],
         roles=pairs.roles,
-        keep=("prompts",),
-        tokenizer=lm.tokenizer,
-        provenance={**about, "direction": options.direction},
+        null=options.null,
         memory=None if options.memory is None else int(options.memory * 2**30),
-        progress=output.bars,
     )
+
+
+def _print_plan(plan: patching.Plan, output: Output) -> dict[str, Any]:
+    output.heading("plan")
+    for line in str(plan).splitlines():
+        output.line(f"  {line}")
+    return {
+        "n_cells": plan.n_cells,
+        "n_run": plan.n_run,
+        "flops_whole_forwards": plan.flops[0],
+        "flops": plan.flops[1],
+        "bytes": plan.bytes_peak,
+        "budget": plan.budget,
+        "compiles": len(plan.suffixes) + 1,
+        "calls": len(plan.chunks),
+    }
 
 
 def _metric(name: MetricName, pairs: PromptPairs) -> patching.Metric:

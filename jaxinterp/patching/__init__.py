@@ -10,7 +10,9 @@ from jaxinterp.patching._metrics import (
     probability_difference,
     recovered_fraction,
 )
+from jaxinterp.patching._paths import path_patch
 from jaxinterp.patching._plan import Plan
+from jaxinterp.patching._receivers import Receivers, make_receivers
 from jaxinterp.patching._sweep import plan, sweep
 
 __all__ = [
@@ -18,11 +20,14 @@ __all__ = [
     "Cells",
     "Metric",
     "Plan",
+    "Receivers",
     "cross_entropy",
     "kl_divergence",
     "log_probability",
     "logit_difference",
     "make_cells",
+    "make_receivers",
+    "path_patch",
     "plan",
     "probability_difference",
     "recovered_fraction",

@@ -69,7 +69,7 @@ def is_list(over: Any) -> bool:
     """Whether `over` lists cells one by one: mappings, or lists of mappings."""
     first = over[0] if isinstance(over, (list, tuple)) and over else None
     return isinstance(first, Mapping) or (
-        isinstance(first, (list, tuple)) and any(isinstance(p, Mapping) for p in first)
+        isinstance(first, (list, tuple)) and all(isinstance(p, Mapping) for p in first)
     )
 
 
@@ -77,8 +77,8 @@ def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None =
     """The cells of a sweep: every combination of some axes.
 
     Args:
-        over: "layer,head", a list of axes, or a mapping from axis to the values wanted (None: all). A value may be a block: a tuple
-            of indices that are edited together.
+        over: "layer,head", a list of axes, or a mapping from axis to the values wanted (None: all). A value may be a block: a
+            tuple of indices that are edited together.
         shape: of the site, from `jaxinterp.sites`.
         roles: positions [B] by name, for the axis role.
 
@@ -107,7 +107,8 @@ def list_cells(
     """Cells that are listed one by one, grouped by the sites that they edit, with the places of each group in the list.
 
     Args:
-        cells: mappings from axis (and "site") to an index or a block of indices, or lists of such mappings: several edits at once.
+        cells: mappings from axis (and "site") to an index or a block of indices, or lists of such mappings, for several edits
+            at once.
         site: of the places that name none.
         table: the model's sites, from `jaxinterp.sites`.
         roles: positions [B] by name.
@@ -159,7 +160,7 @@ def _group(sites: tuple[str, ...], rows: list[list[dict[str, Any]]], table: Any,
     return Cells(axes=(("cell", len(rows)),), labels=(tuple(range(len(rows))),), sites=sites, parts=tuple(parts))
 
 
-def coordinates(cells: Sequence[Any], site: str | None) -> dict[str, list[str]]:
+def coordinates(cells: Sequence[Any], site: str | None) -> dict[str, list[Any]]:
     """What listed cells are, for a reader: by axis a text for each cell, places joined by "+"."""
     rows = [[p] if isinstance(p, Mapping) else list(p) for p in cells]
     names = [a for a in ("site", *AXES) if any(a in part for row in rows for part in row)]
@@ -178,7 +179,7 @@ def _even(blocks: Sequence[tuple[int, ...]]) -> np.ndarray:
 
 
 def _role_positions(blocks: Sequence[tuple[str, ...]], roles: Any) -> np.ndarray:
-    """[n, B, k]"""
+    """Positions [n, B, k]."""
     k = max(map(len, blocks))
     rows = [[np.asarray(roles[name], np.int32) for name in b + (b[-1],) * (k - len(b))] for b in blocks]
     return np.stack([np.stack(row, -1) for row in rows])

@@ -42,7 +42,8 @@ class Suffix(NamedTuple):
         start, stop: the rows that are computed; those before come from the base run, those behind are read by nobody.
         stage: where the first edit is: "embed", "block" or "final"; "whole" for a plain function, of which nothing is known.
         stages: the same for each part of a cell.
-        places: if positive, the first block is computed at the edited rows alone, so many in each prompt: its other rows are the base's.
+        places: if positive, the first block is computed at the edited rows alone, so many in each prompt: its other rows are the
+            base's.
         later: whether a cell edits layers behind its first one too.
         chunk: cells side by side.
     """
@@ -169,7 +170,8 @@ def whole_cell(work: Work, where: Any) -> Array:
     out = run(work.model, *work.handlers(where, "whole"))(work.params, tokens)[0]
     if out.ndim != 3 or out.shape[:2] != tokens.shape:
         raise InputError(
-            f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here [{tokens.shape[0]}, {tokens.shape[1]}, V]."
+            f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here "
+            f"[{tokens.shape[0]}, {tokens.shape[1]}, V]."
         )
     return take_rows(out, work.reads)
 

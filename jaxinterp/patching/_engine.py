@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,25 +16,12 @@ from jaxinterp._typing import Array, Float, Params
 from jaxinterp.mesh import fetch, put
 from jaxinterp.models import Model
 from jaxinterp.patching._cells import Cells
-from jaxinterp.patching._cone import (
-    BaseRun,
-    Suffix,
-    Work,
-    base_run,
-    cell_logits,
-    embed_cell,
-    first_block,
-    first_is_last,
-    last_block,
-    middle_block,
-    unembed_cells,
-)
-from jaxinterp.patching._costs import default_budget, matrix_flops, tree_bytes
+from jaxinterp.patching._cone import BaseRun, Suffix, Work, base_run, cell_logits, unembed_cells
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._ops import Forward
-from jaxinterp.patching._plan import Chunk, Costs, Plan
+from jaxinterp.patching._plan import Chunk, Plan
 from jaxinterp.patching._reach import Geometry
-from jaxinterp.tap import IDENTITY, Handler, Tap, sites, take_rows
+from jaxinterp.tap import IDENTITY, Handler, take_rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +55,8 @@ class Job:
     @property
     def is_narrow(self) -> bool:
         """Whether only the tokens that the metrics name are unembedded."""
-        return "logits" not in self.cells.sites and all(m.tokens is not None for m in self.metrics)
+        named = "logits" not in self.cells.sites and all(m.tokens is not None for m in self.metrics)
+        return named and isinstance(self.model, Model)
 
     @property
     def answers(self) -> np.ndarray | None:
@@ -92,13 +79,9 @@ class Job:
         )  # fmt: skip
         if self.mesh is None:
             return arrays
-        b = len(self.geometry.positions)
-        by_prompt = lambda tree: place_prompts(tree, self.mesh, b)
+        by_prompt = functools.partial(place_prompts, mesh=self.mesh, n_prompts=len(self.geometry.positions))
         ops = tuple(
-            dataclasses.replace(
-                op, data=by_prompt(op.data), per_layer=place_prompts(op.per_layer, self.mesh, b, axis=1)
-            )
-            for op in ops
+            dataclasses.replace(op, data=by_prompt(op.data), per_layer=by_prompt(op.per_layer, axis=1)) for op in ops
         )
         out = {key: by_prompt(arrays[key]) for key in ("metrics", "reads", "answers", "columns")}
         return {**out, "ops": ops, "params": put(self.params, self.mesh, PartitionSpec())}
@@ -129,8 +112,8 @@ def run_jobs(
         plan: of these jobs.
         keep_logits: also give the logits that each metric reads.
         finished: chunks that need not run.
-        store: called with each finished chunk: its index, its job, the ids of its cells, and by name values [c, M, B] and logits of the
-            metrics [c, B, P, n].
+        store: called with each finished chunk: its index, its job, the ids of its cells, and by name values [c, M, B] and logits
+            of the metrics [c, B, P, n].
     """
     arrays: Any = None
     base: Any = None
@@ -158,8 +141,8 @@ def run_jobs(
 def _placed_base(job: Job, params: Params) -> BaseRun:
     tokens, mask = job.tokens, job.mask
     if job.mesh is not None:
-        mesh = job.mesh
-        tokens, mask = (None if a is None else place_prompts(np.asarray(a), mesh, len(a)) for a in (tokens, mask))
+        host = jax.tree.map(np.asarray, (tokens, mask))
+        tokens, mask = place_prompts(host, job.mesh, len(job.tokens))
     return base_of(job.model, params, tokens, mask)
 
 
@@ -173,11 +156,12 @@ def chunk_indices(job: Job, chunk: Chunk) -> tuple[Any, Any]:
     """The indices of a chunk's cells by part, and the rows [C, B, k] that they edit where only those are computed."""
     where: Any = job.cells.take(chunk.ids)
     places = job.geometry.rows_at(where[0]["position"]) if chunk.suffix.places else None
-    if job.mesh is None:
+    mesh = job.mesh
+    if mesh is None:
         return where, places
 
     def one(leaf: np.ndarray) -> Any:
-        return put(leaf, job.mesh, PartitionSpec("cells", "prompts") if leaf.ndim == 3 else PartitionSpec("cells"))
+        return put(leaf, mesh, PartitionSpec("cells", "prompts") if leaf.ndim == 3 else PartitionSpec("cells"))
 
     return jax.tree.map(one, (where, places))
 
@@ -255,98 +239,3 @@ def base_of(model: Forward, params: Params, tokens: Array, mask: Array | None) -
     if isinstance(model, Model):
         return base_run(model, params, tokens, mask)
     return BaseRun(tokens=tokens, positions=None, inputs=None, keys_values=())
-
-
-def job_costs(job: Job, stop: int, memory: int | None) -> Costs:
-    """What the job holds, and what a cell takes."""
-    wide, deep = (1, 1) if job.mesh is None else (job.mesh.shape["cells"], job.mesh.shape["prompts"])
-    b, t = job.tokens.shape
-    held = sum(tree_bytes((op.data, op.per_layer)) for op in job.op_shapes)
-    logits = 3 * 4 * job.geometry.reads.size * (_outputs(job) if job.answers is None else job.answers.shape[1])
-    if isinstance(job.model, Model):
-        held += tree_bytes(jax.eval_shape(functools.partial(base_run, job.model), job.params, job.tokens, job.mask))
-        fixed = 3 * max(tree_bytes(s) // jax.tree.leaves(s)[0].shape[0] for s in job.params["blocks"]) // 2
-        sizes = [math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(job.params["blocks"][0])]
-        row = 2.0 * b * sum(sizes)
-        by_rows = functools.cache(lambda rows: (block_bytes(job.model, job.params, b, rows, stop) + logits) // deep)
-    else:
-        table = [s for s in sites(job.model, job.params, job.tokens) if s.name not in LARGE_ON_DEMAND]
-        fixed, whole = 0, (sum(s.bytes // (s.n_layers or 1) for s in table) + 3 * 4 * b * t * _outputs(job)) // deep
-        by_rows, row = (lambda rows: whole), 0.0
-    budget = default_budget() if memory is None else memory
-    return Costs(base=held // deep, fixed=fixed, cell=by_rows, row=row, budget=budget, mesh=(wide, deep))
-
-
-def _outputs(job: Job) -> int:
-    if isinstance(job.model, Model):
-        return job.model.config.outputs
-    return jax.eval_shape(lambda p, t: job.model(p, t, tap=IDENTITY), job.params, job.tokens).shape[-1]
-
-
-LARGE_ON_DEMAND = ("attn.q_in", "attn.k_in", "attn.v_in", "attn.result")  # by head; hardly ever wanted
-
-
-def block_bytes(model: Model, params: Params, n_prompts: int, rows: int, stop: int) -> int:
-    """What one cell takes while a block runs on `rows` rows of `stop`: an estimate from the values of the block."""
-    weights, data = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)),
-        (params["blocks"][0], model.layer_data()[0]),
-    )
-    x = jax.ShapeDtypeStruct((n_prompts, rows, model.config.d_model), jax.tree.leaves(params["embed"])[0].dtype)
-    positions = jnp.zeros((1, rows), jnp.int32)
-
-    def block(weights: Params, data: Params, x: Array, *, tap: Tap) -> Array:
-        return model.block(weights, data, x, positions=positions, tap=tap)[0]
-
-    size = {s.name: s.bytes for s in sites(block, weights, data, x)}
-    get = lambda *names: sum(size.get(name, 0) for name in names)
-    scores = get("attn.scores") * stop // rows
-    # The factors are fitted to what XLA says of compiled sweeps; a test holds them to it within 20 %.
-    attention = get("attn.q", "attn.k", "attn.v", "attn.z") + int(2.2 * scores)
-    return 5 * get("resid_pre") + max(attention, get("mlp.post") + get("mlp.gate") // 2)
-
-
-def count_flops(jobs: Sequence[Job], chunks: Sequence[Chunk]) -> tuple[int, int]:
-    """Matrix operations of a whole forward pass for each cell, and of the chunks of a plan."""
-    job = jobs[0]
-    n_cells = sum(len(j.cells) for j in jobs)
-    forward = job.model.forward if isinstance(job.model, Model) else job.model
-    whole = matrix_flops(lambda p, t: forward(p, t, tap=IDENTITY), job.params, job.tokens)
-    if not isinstance(job.model, Model):
-        return n_cells * whole, sum(c.n for c in chunks) * whole
-    run = functools.partial(base_run, job.model)
-    base = jax.eval_shape(run, job.params, job.tokens, job.mask)
-    total = matrix_flops(run, job.params, job.tokens, job.mask) if chunks else 0
-    for number, suffix in dict.fromkeys((c.job, c.suffix) for c in chunks):
-        total += _suffix_flops(jobs[number], base, [c for c in chunks if (c.job, c.suffix) == (number, suffix)])
-    return n_cells * whole, total
-
-
-def _suffix_flops(job: Job, base: Any, chunks: list[Chunk]) -> int:
-    suffix = chunks[0].suffix
-    where, places = chunk_indices(dataclasses.replace(job, mesh=None), chunks[0])
-    n_layers = base.inputs.shape[0] - 1
-    rows = suffix.stop - suffix.start
-    b, d, c = base.inputs.shape[1], base.inputs.shape[-1], suffix.chunk
-    x = jax.ShapeDtypeStruct((c, b, rows, d), base.inputs.dtype)
-    read = jax.ShapeDtypeStruct((c, b, job.geometry.reads.shape[1], d), base.inputs.dtype)
-
-    def flops(fn: Callable[..., Any], *more: Any) -> int:
-        def call(params: Any, base: Any, ops: Any, *more: Any) -> Any:
-            return fn(Work(job.model, suffix, params, base, ops, job.geometry.reads, job.answers), *more)
-
-        return matrix_flops(call, job.params, base, job.op_shapes, *more)
-
-    layer = jax.ShapeDtypeStruct((), jnp.int32)
-    out = flops(lambda work, x: unembed_cells(work, x, where), read)
-    if suffix.stage == "final":
-        return len(chunks) * flops(lambda work: unembed_cells(work, work.base.inputs[-1], where))
-    middle = flops(lambda work, x: middle_block(work, 0, 0, x, where=where), x)
-    last = flops(lambda work, x: last_block(work, x, where), x)
-    if suffix.stage == "embed":
-        first = flops(lambda work: jax.vmap(lambda w: embed_cell(work, w))(where))
-        return len(chunks) * (first + (n_layers - 1) * middle + last + out)
-    first = flops(lambda work, layer: first_block(work, layer, where, places), layer)
-    only = flops(lambda work: first_is_last(work, where))
-    depth = np.array([n_layers - 2 - chunk.layer for chunk in chunks])
-    return int(np.where(depth < 0, only, first + depth * middle + last).sum()) + len(chunks) * out

@@ -22,8 +22,8 @@ class Null:
     """Draws of edits that carry nothing of what the sweep is about.
 
     Attributes:
-        kind: "prompts": a cell gets what another base prompt has at its place; "directions": the edit's change, in each row turned
-            into a random direction of the same length.
+        kind: "prompts": a cell gets what another base prompt has at its place; "directions": the edit's change, in each row
+            turned into a random direction of the same length.
         draws: how many.
         seed: of the draws.
         order: [draws, B], for "prompts": whose value each prompt gets.
@@ -65,8 +65,8 @@ def make_null(kind: str | None, draws: int, seed: int, base: Array, mask: Any) -
     if kind == "prompts":
         if min(np.bincount(alike)) < 2:
             raise InputError(
-                "null='prompts' gives each prompt the values of another one of the same length, but some prompt has no other. Give "
-                "at least two prompts of each length, or null='directions'."
+                "null='prompts' gives each prompt the values of another one of the same length, but some prompt has no other. "
+                "Give at least two prompts of each length, or null='directions'."
             )
         for row in order:
             for group in np.unique(alike):  # a random cycle through the prompts of a length: nobody gets its own value

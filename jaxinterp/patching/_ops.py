@@ -24,8 +24,8 @@ class Source(NamedTuple):
     Attributes:
         tokens: [B, S].
         mask: True at real tokens [B, S], or None.
-        rows: [B, T], for each row of the base prompts its row in the source; -1 where it has none, so that a patch leaves it alone.
-            None: the same row.
+        rows: [B, T], for each row of the base prompts its row in the source; -1 where it has none, so that a patch leaves it
+            alone. None: the same row.
     """
 
     tokens: Any
@@ -38,8 +38,8 @@ def make_handler(op: Callable[..., Handler], site: str) -> Handler:
     made = op(site)
     if not isinstance(made, Handler) or len(made.sites) != 1 or made.sites[0] != site:
         raise InputError(
-            f"op={op!r} made {made!r} from site {site!r}; give patch, zero, mean or functools.partial(add, value=...), ..., a function "
-            "that makes an edit of that site."
+            f"op={op!r} made {made!r} from site {site!r}; give patch, zero, mean or functools.partial(add, value=...), ..., a "
+            "function that makes an edit of that site."
         )
     return made
 
@@ -87,8 +87,8 @@ def _aligned(values: Array, own: Array, rows: Any, shape: SiteShape) -> Array:
     """The source's values at the base's rows; the base's own where the source has none."""
     if "S" in shape.axes:
         raise InputError(
-            f"positions= moves rows, but site {shape.name!r} has axes {shape.axes}: its key positions (S) would have to move too. "
-            "Choose another site."
+            f"positions= moves rows, but site {shape.name!r} has axes {shape.axes}: its key positions (S) would have to move "
+            "too. Choose another site."
         )
     axis = shape.axes.index("T") + (shape.n_layers is not None)
     index = jnp.asarray(rows)

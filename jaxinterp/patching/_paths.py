@@ -14,6 +14,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, ArrayLike, Params
 from jaxinterp.models import Model
+from jaxinterp.patching._about import bar, bos_facts, token_texts
 from jaxinterp.patching._cells import coordinates, is_list
 from jaxinterp.patching._costs import default_budget, tree_bytes
 from jaxinterp.patching._engine import Job, measure
@@ -22,7 +23,6 @@ from jaxinterp.patching._reach import Reach
 from jaxinterp.patching._receivers import Receivers, describe, make_receivers
 from jaxinterp.patching._result import dataset
 from jaxinterp.patching._run import Ends, check_finite, measure_ends
-from jaxinterp.patching._sweep import _bar, _bos, _texts
 from jaxinterp.tap import Handler, capture, patch, place, run, sites
 
 if TYPE_CHECKING:
@@ -133,10 +133,10 @@ def path_patch(
     check_finite(np.where(todo.there[:, None], values, 0.0), todo.metrics, "patched")
     about = {
         "site": senders, "op": "path_patch", "receivers": named, "form": form,
-        **(provenance or {}), **_bos(tokenizer, todo.base, todo.mask),
+        **(provenance or {}), **bos_facts(tokenizer, todo.base, todo.mask),
     }  # fmt: skip
     listed = coordinates(over, senders) if is_list(over) else {}
-    return dataset(todo, values, logits, ends, keep, _texts(tokenizer, todo), listed, about, seed)
+    return dataset(todo, values, logits, ends, keep, token_texts(tokenizer, todo), listed, about, seed)
 
 
 def _check_form(model: Any, form: str, keep: Sequence[str]) -> None:
@@ -218,7 +218,7 @@ def _run_paths(
     values = np.repeat(ends.base[None], n, axis=0)
     logits = [np.repeat(x[None], n, axis=0) for x in ends.logits] if keep_logits else []
     live = [_live(job, found, receivers) for job, found in zip(todo.jobs, todo.found, strict=True)]
-    with _bar(sum(int(x.any(1).sum()) for x in live), "paths", progress) as advance:
+    with bar(sum(int(x.any(1).sum()) for x in live), "paths", progress) as advance:
         for job, reaches in zip(todo.jobs, live, strict=True):
             assert isinstance(job.model, Model)
             held = _base_run(job.model, job.params, job.tokens, job.mask, frozen, receivers.logits)

@@ -39,7 +39,9 @@ class Geometry:
         positions: [B, T], absolute; -1 at padding.
         reads: [B, U], the rows that some metric reads, each once (the last one repeated where a prompt has fewer).
         columns: for each metric [B, P], where its positions are among `reads`; -1 for a position that the prompt does not have.
-        differs: [B, T] whether the token or the position of a row differs between base and source; None: an edit may change any row.
+        differs: [B, T] whether the token or the position of a row differs between base and source; None: an edit may change any
+            row.
+        mapped: [B, T] whether a row has a counterpart in the source; None: all have.
         causal: whether a row sees only rows up to itself.
         start: the first row that is computed for all cells; None: as each cell allows.
         stop: behind the last row that is computed.
@@ -50,23 +52,27 @@ class Geometry:
     columns: tuple[np.ndarray, ...]
     differs: np.ndarray | None
     causal: bool
+    mapped: np.ndarray | None = None
     start: int | None = None
     stop: int = 0
 
     @property
     def n_rows(self) -> int:
-        """T"""
+        """How many rows there are, T."""
         return self.positions.shape[1]
 
     @property
     def is_read(self) -> np.ndarray:
-        """[B, T]"""
+        """[B, T] whether some metric reads a row."""
         out = np.zeros(self.positions.shape, bool)
         np.put_along_axis(out, self.reads, True, axis=1)
         return out
 
     def bounded(self, *, all_rows: bool, to_end: bool, read_all: bool) -> Geometry:
-        """With the rows to compute: from the first on, to the end rather than to the last one that is read, and reading every one."""
+        """With the rows to compute: all, not just from a cell's first one; to the end, not just to the last one that is read.
+
+        With `read_all` every row is read, for an edit behind the last mixing of rows that depends on all of them.
+        """
         stop = self.n_rows if to_end else int(self.reads.max()) + 1
         out = dataclasses.replace(self, start=0 if all_rows else None, stop=stop)
         if not read_all:
@@ -90,17 +96,14 @@ class Geometry:
 
     def changed(self, site: str, layer: int) -> np.ndarray:
         """[B, T]: rows of a site at which the edit can bring something else than the base run has."""
-        real = self.positions >= 0
+        real = self.positions >= 0 if self.mapped is None else (self.positions >= 0) & self.mapped
         if self.differs is None:
             return real
         if site in _BY_TOKEN and layer <= 0:
             return real & self.differs
-        later = (
-            np.logical_or.accumulate(self.differs, 1)
-            if self.causal
-            else np.broadcast_to(self.differs.any(1)[:, None], real.shape)
-        )
-        return real & later
+        if self.causal:
+            return real & np.logical_or.accumulate(self.differs, axis=1)
+        return real & self.differs.any(1, keepdims=True)
 
 
 def make_geometry(
@@ -205,7 +208,10 @@ def _add_part(
         valid = (rows >= 0) & changed[example, np.maximum(rows, 0)]
         begin = np.where(valid, rows, t).min(2)
         on_read = (valid & is_read[example, np.maximum(rows, 0)]).any(2)
-    only_row = is_local(site) & (at.min(1) >= n_layers - 1) | (at.min(1) >= n_layers)  # nothing behind it mixes rows
+    lowest = at.min(1)
+    only_row = np.asarray(
+        (lowest >= n_layers) | ((lowest >= n_layers - 1) & is_local(site))
+    )  # nothing behind it mixes rows
     mixed = (begin <= last_read[None]) if geometry.causal else begin < t
     first[ids] = np.minimum(first[ids], begin)
     reaches[ids] |= np.where(only_row[:, None], on_read, mixed)

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp._errors import InputError
 from jaxinterp._version import __version__
 from jaxinterp.mesh import is_writer
 from jaxinterp.patching._cone import Suffix
@@ -70,7 +69,7 @@ def open_records(
 
 def _how_to_go_on(path: Any, records: Records, plan: Plan) -> str:
     if path is None:
-        return "The sweep was interrupted and kept nothing. With store='a folder' a second call goes on where the first one stopped."
+        return "The sweep was interrupted and kept nothing. With store='a folder' a second call goes on from where it stopped."
     done = sum(plan.chunks[i].n for i in records.finished)
     return (
         f"The sweep was interrupted with {done} of {plan.n_run} cells kept in {path}. The same call goes on from there."
@@ -84,7 +83,7 @@ def stored_suffixes(path: str | os.PathLike[str] | None) -> tuple[Suffix, ...]:
 
 
 def _as_suffix(row: list[Any]) -> Suffix:
-    return Suffix(*(tuple(field) if isinstance(field, list) else field for field in row))
+    return Suffix._make(tuple(field) if isinstance(field, list) else field for field in row)
 
 
 def facts_of(prepared: Prepared, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:

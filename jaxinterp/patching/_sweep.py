@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from jaxinterp._errors import InputError
-from jaxinterp._typing import Array, ArrayLike, Params
+from jaxinterp._typing import ArrayLike, Params
+from jaxinterp.patching._about import bar, bos_facts, op_name, token_texts
 from jaxinterp.patching._cells import coordinates, is_list
 from jaxinterp.patching._null import make_null
 from jaxinterp.patching._ops import Forward, make_handler
@@ -50,8 +48,8 @@ def plan(
     Args: see `sweep`.
 
     Returns:
-        A `Plan`, which prints as a table. `sweep(..., plan=plan)` keeps to its numbers of rows and its chunks, so that other prompts of
-        the same shape compile nothing, wherever they begin to differ (as long as that is not before the plan's first row).
+        A `Plan`, which prints as a table. `sweep(..., plan=plan)` keeps to its numbers of rows and its chunks, so that other
+        prompts of the same shape compile nothing, wherever they begin to differ (if not before the plan's first row).
 
     Raises:
         InputError: as `sweep`, and a memory budget that holds no cell; the message has the smallest that does.
@@ -109,8 +107,8 @@ def sweep(
     Every cell is a run on `base` with the edit `op` at one layer, head, position, ... With `op=patch` (the default) the edit puts
     in what `source` has at that place: denoising is base = corrupt, source = clean; noising the other way. The results are those
     of a loop over whole forward passes. What runs is less: of a `Model`, each cell starts at its first edited layer from the base
-    run's residual stream, recomputes only the rows that can differ, up to the last one that is read, and unembeds only the rows and
-    tokens that the metric reads; a cell that provably changes nothing does not run, and its effect is exactly 0.
+    run's residual stream, recomputes only the rows that can differ, up to the last one that is read, and unembeds only the rows
+    and tokens that the metric reads; a cell that provably changes nothing does not run, and its effect is exactly 0.
 
     Args:
         model: a `Model`, or a function `(params, tokens, *, tap) -> logits [B, T, V]` (then whole forward passes run).
@@ -119,8 +117,8 @@ def sweep(
         source: the prompts to patch from, aligned with `base`; only needed by `op=patch`, and for the normalized effect.
         site: which value to edit (`jaxinterp.sites` lists them); several give the result an axis site.
         over: the axes, "layer,head", or a mapping from axis to the values wanted (None: all). Legal axes: layer, head, position,
-            role, feature. An axis that is left out is edited as a whole; a value that is a tuple is a block, edited as one. Or a list of
-            cells: mappings such as {"layer": 3, "head": 1} (and "site"), or lists of mappings for several edits at once.
+            role, feature. An axis that is left out is edited as a whole; a value that is a tuple is a block, edited as one. Or a
+            list of cells: mappings such as {"layer": 3, "head": 1} (and "site"), or lists of mappings for several edits at once.
         metric: what to measure, or several by name.
         op: makes the edit from a site: `patch`, `zero`, `mean`, `functools.partial(mean, over="B", groups=templates)`,
             `functools.partial(add, value=v)`, ... For resampling, `patch` from a `source` of shuffled prompts.
@@ -136,12 +134,12 @@ def sweep(
         tokenizer: with `str_tokens(ids)` and `bos_id`; adds the text of the longest base prompt's tokens as a coordinate of
             position, and records whether the prompts begin with BOS.
         provenance: recorded in the result's attributes: `lm.source`, say.
-        memory: bytes on one device for the base run, what is patched in and the cells side by side; None: a quarter of what is free (half
-            on an accelerator).
+        memory: bytes on one device for the base run, what is patched in and the cells side by side; None: a quarter of what is
+            free (half on an accelerator).
         plan: from `plan`, whose chunks are kept to.
         mesh: devices to share the work among, `jaxinterp.mesh.make_mesh(cells=4, prompts=2)`; parameters are on each of them.
-        store: a folder to which results go as they are finished. The same call goes on after an interrupt, and gives the same bits as
-            one that was not interrupted.
+        store: a folder to which results go as they are finished. The same call goes on after an interrupt, and gives the same
+            bits as one that was not interrupted.
         progress: whether to show a bar.
 
     Returns:
@@ -173,16 +171,16 @@ def sweep(
     held = plan.suffixes if plan is not None else stored_suffixes(store)
     steps = make_plan(todo, memory, held)
     ends = measure_ends(todo)
-    about = {"site": site, "op": _op_name(op), "data": _op_data(op, todo), "null": null and [null, draws, seed]}
-    with _bar(steps.n_run, site or "cells", progress) as advance:
+    about = {"site": site, "op": op_name(op), "data": _op_data(op, todo), "null": null and [null, draws, seed]}
+    with bar(steps.n_run, site or "cells", progress) as advance:
         values, logits = run(todo, steps, ends, store=store, about=about, keep_logits="logits" in keep, advance=advance)
     attributes = {
         "site": site or "listed",
-        "op": _op_name(op),
+        "op": op_name(op),
         **(provenance or {}),
-        **_bos(tokenizer, todo.base, todo.mask),
+        **bos_facts(tokenizer, todo.base, todo.mask),
     }
-    texts = _texts(tokenizer, todo)
+    texts = token_texts(tokenizer, todo)
     listed = coordinates(over, site) if is_list(over) else {}
     return dataset(todo, values, logits, ends, keep, texts, listed, attributes, seed)
 
@@ -208,51 +206,9 @@ def _several_sites(
     return joined.assign_attrs(site=", ".join(sites))
 
 
-def _op_name(op: Any) -> str:
-    return getattr(op, "__name__", None) or getattr(getattr(op, "func", None), "__name__", repr(op))
-
-
 def _op_data(op: Any, todo: Prepared) -> str | None:
     """A checksum of what the edit brings, for the store."""
     if op is patch:
         return None
     names = dict.fromkeys(name for job in todo.jobs for name in job.cells.sites)
     return checksum([make_handler(op, name) for name in names])
-
-
-def _bos(tokenizer: Any, base: Array, mask: Array | None) -> dict[str, bool]:
-    """Whether the prompts begin with BOS, read off the prompts themselves."""
-    bos = getattr(tokenizer, "bos_id", None)
-    if bos is None:
-        return {}
-    first = np.zeros(len(base), int) if mask is None else np.asarray(mask).argmax(1)
-    return {"prepend_bos": bool((np.asarray(base)[np.arange(len(base)), first] == bos).all())}
-
-
-def _texts(tokenizer: Any, todo: Prepared) -> list[str] | None:
-    """The tokens of the longest prompt (the first of several) at the positions of the cells."""
-    axes = [a for a, _ in todo.cells.axes]
-    if tokenizer is None or "position" not in axes:
-        return None
-    labels = todo.cells.labels[axes.index("position")]
-    if not all(isinstance(i, (int, np.integer)) for i in labels):
-        return None
-    real = np.ones(todo.base.shape, bool) if todo.mask is None else np.asarray(todo.mask)
-    longest = int(real.sum(1).argmax())
-    texts = tokenizer.str_tokens(np.asarray(todo.base)[longest][real[longest]].tolist())
-    return [texts[i] if i < len(texts) else "" for i in labels]
-
-
-@contextlib.contextmanager
-def _bar(total: int, site: str, progress: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal's error stream; gives a function to call with the number of cells that finished."""
-    if not progress:
-        yield lambda n: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(f"sweep {site}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("sweep", total=total)
-        yield lambda n: shown.advance(task, n)

@@ -120,7 +120,8 @@ class Tap:
 
         Args:
             prefix: put before the names of what is emitted (`prompt/` in generation).
-            **place: fields of `Site`: `layer` with `n_layers` (in a Python loop over layers), `step`, `positions`, `extent`, `rows`.
+            **place: fields of `Site`: `layer` with `n_layers` (in a Python loop over layers), `step`, `positions`, `extent`,
+                `rows`.
         """
         if self._scope is None:
             return self

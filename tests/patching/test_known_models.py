@@ -21,6 +21,16 @@ def brute(model, params, base, handler_of, cells):
     return np.stack([np.asarray(one(params, base, tuple(map(jnp.int32, cell)))) for cell in cells])
 
 
+def _ablation(site, op, acts):
+    """The edit at (layer, head) or (layer)."""
+
+    def made(layer, *head):
+        where = {"layer": layer} | ({"head": head[0]} if head else {})
+        return ji.patch(site, per_layer=acts, **where) if op == "patch" else ji.zero(site, **where)
+
+    return made
+
+
 @pytest.mark.filterwarnings("ignore:metric 'weighted values' is the same")
 @pytest.mark.parametrize(
     ("name", "op"), [("reverse", "zero"), ("shuffle_dyck1", "zero"), ("frac_prevs", "patch"), ("sort_unique", "patch")]
@@ -50,11 +60,7 @@ def test_unused_components_of_a_compiled_program_do_nothing(shared, name, op):
         got = effects.effect_by_prompt.values.reshape(-1, len(chosen))
         cells = list(itertools.product(*(range(n) for n in effects.effect.shape)))
         acts = ji.run(model.forward, ji.capture(site))(params, source)[1][site]
-        place = lambda layer, head=None: {"layer": layer} | ({} if head is None else {"head": head})
-        made = lambda *cell: (
-            ji.patch(site, per_layer=acts, **place(*cell)) if op == "patch" else ji.zero(site, **place(*cell))
-        )
-        whole = brute(model, params, base, made, cells)
+        whole = brute(model, params, base, _ablation(site, op, acts), cells)
         plain = np.asarray(model.forward(params, base))
         want = np.einsum("nbpv,pv->nb", whole - plain[None], weights)
         assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())

@@ -1,0 +1,189 @@
+"""Cells: blocks, lists, joint edits, several sites; sources of other lengths; null distributions and intervals."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+
+
+@pytest.fixture
+def call(small, difference):
+    model, params, base, source = small
+    return functools.partial(
+        ji.patching.sweep,
+        model,
+        params,
+        base=base,
+        source=source,
+        site="attn.z",
+        metric=difference,
+        keep=("prompts",),
+        progress=False,
+    )
+
+
+@pytest.fixture
+def effect(small, measured):
+    """The effect [B] of handlers, by a whole forward pass."""
+    model, params, base, _ = small
+    forward = lambda *handlers: measured(ji.run(model.forward, *handlers)(params, base)[0])
+    return lambda *handlers: forward(*handlers) - forward()
+
+
+@pytest.fixture
+def acts(small):
+    model, params, _, source = small
+    return ji.run(model.forward, ji.capture("attn.z", "mlp.out"))(params, source)[1]
+
+
+def test_blocks_are_edited_as_one(call, effect, acts, check_same):
+    got = call(over={"layer": [0, (1, 2)], "head": [(0, 3), 1], "position": [(2, 3, 4), (0, 5)]})
+    assert got.layer.values.tolist() == ["0", "1,2"] and got.position.values.tolist() == ["2-4", "0,5"]
+    for (i, layer), (j, head), (k, position) in itertools.product(
+        enumerate([[0], [1, 2]]), enumerate([[0, 3], [1]]), enumerate([[2, 3, 4], [0, 5]])
+    ):
+        want = effect(ji.patch("attn.z", per_layer=acts["attn.z"], layer=layer, head=head, position=position))
+        check_same(got.effect_by_prompt.values[i, j, k] + 1, want + 1)
+
+
+def test_listed_cells_of_several_sites_and_parts(call, effect, acts, check_same):
+    z = lambda **where: ji.patch("attn.z", per_layer=acts["attn.z"], **where)
+    m = lambda **where: ji.patch("mlp.out", per_layer=acts["mlp.out"], **where)
+    cells = [
+        {"layer": 1, "head": 2},
+        [{"layer": 0, "head": 1}, {"layer": 2, "head": 3, "position": 5}],
+        {"site": "mlp.out", "layer": 0},
+        [{"layer": 1, "head": [0, 1]}, {"site": "mlp.out", "layer": 2, "position": [4, 5]}],
+        {"layer": 0, "head": 3, "position": 1},
+    ]
+    handlers = [
+        [z(layer=1, head=2)], [z(layer=0, head=1), z(layer=2, head=3, position=5)], [m(layer=0)],
+        [z(layer=1, head=[0, 1]), m(layer=2, position=[4, 5])], [z(layer=0, head=3, position=1)],
+    ]  # fmt: skip
+    got = call(over=cells)
+    assert got.effect.dims == ("cell",)
+    assert got.layer.values.tolist() == ["1", "0+2", "0", "1+2", "0"]
+    assert got.site.values.tolist() == ["attn.z", "attn.z+attn.z", "mlp.out", "attn.z+mlp.out", "attn.z"]
+    check_same(got.effect_by_prompt.values, np.stack([effect(*h) for h in handlers]))
+
+
+def test_several_sites_share_an_axis(call):
+    both = call(site=["attn.out", "mlp.out"], over="layer")
+    assert both.effect.dims == ("site", "layer")
+    for name in ("attn.out", "mlp.out"):
+        alone = call(site=name, over="layer")
+        np.testing.assert_array_equal(both.effect.sel(site=name).values, alone.effect.values)
+        np.testing.assert_array_equal(both.effect_by_prompt.sel(site=name).values, alone.effect_by_prompt.values)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ([{"layer": 0, "heads": 1}], "not understood"),
+        ([{"site": "attn.z"}], "at least one of"),
+        ([[]], "empty"),
+        ([{"layer": 0, "head": 9}], "legal are 0 to 3"),
+        ([{"layer": 0}, {"layer": 0, "role": "name"}], "role"),
+    ],
+)
+def test_lists_that_are_not_legal(call, cells, message):
+    with pytest.raises(ji.JaxinterpError, match=message):
+        call(over=cells)
+
+
+def test_a_source_of_another_length_is_mapped(small, difference, effect, check_same):
+    """Source prompts have one more token; positions from 2 on are shifted by one, and position 1 has no counterpart."""
+    model, params, base, _ = small
+    extra = jax.random.randint(jax.random.key(5), (3, 7), 0, 11)
+    source = jnp.concatenate([base[:, :1], extra[:, 1:3], base[:, 2:]], 1)
+    positions = np.array([[0, -1, 3, 4, 5, 6]] * 3)
+    acts = ji.run(model.forward, ji.capture("resid_post"))(params, source)[1]["resid_post"]
+    args = dict(base=base, source=source, metric=difference, keep=("prompts",), progress=False)
+    got = ji.patching.sweep(model, params, site="resid_post", over="layer,position", positions=positions, **args)
+    for layer, position in itertools.product(range(3), range(6)):
+        if position == 1:
+            assert (got.effect_by_prompt.values[layer, 1] == 0).all()
+            continue
+        value = acts[layer][:, positions[0, position]][:, None]
+        want = effect(ji.patch("resid_post", value, layer=layer, position=position))
+        check_same(got.effect_by_prompt.values[layer, position] + 1, want + 1)
+    with pytest.raises(ji.InputError, match=r"positions=, a map"):
+        ji.patching.sweep(model, params, site="resid_post", over="layer", **args)
+    with pytest.raises(ji.InputError, match="legal are -1 to 6"):
+        ji.patching.sweep(model, params, site="resid_post", over="layer", positions=positions + 1, **args)
+
+
+def test_means_by_template(small, effect, call, check_same):
+    model, params, base, _ = small
+    groups = np.array([0, 1, 0])
+    own = np.asarray(ji.run(model.forward, ji.capture("attn.z"))(params, base)[1]["attn.z"])
+    means = own.copy()
+    means[:, [0, 2]] = own[:, [0, 2]].mean(1, keepdims=True)
+    got = call(over="layer,head", op=functools.partial(ji.mean, over="B", groups=groups), source=None)
+    for layer, head in itertools.product(range(3), range(4)):
+        want = effect(ji.patch("attn.z", per_layer=means, layer=layer, head=head))
+        check_same(got.effect_by_prompt.values[layer, head] + 1, want + 1)
+    assert (got.effect_by_prompt.values[:, :, 1] == 0).all() or np.abs(
+        got.effect_by_prompt.values[:, :, 1]
+    ).max() < 1e-5
+
+
+def test_null_values_of_other_prompts(small, call, effect, check_same):
+    model, params, base, _ = small
+    own = ji.run(model.forward, ji.capture("attn.z"))(params, base)[1]["attn.z"]
+    got = call(over="layer,head", null="prompts", draws=3, seed=4)
+    assert got.null.dims == ("draw", "layer", "head") and got.sizes["draw"] == 3
+    orders = [p for p in itertools.permutations(range(3)) if all(i != j for i, j in enumerate(p))]
+    for draw in got.null.values:
+        candidates = [
+            np.array(
+                [
+                    [effect(ji.patch("attn.z", per_layer=own[:, list(p)], layer=i, head=j)).mean() for j in range(4)]
+                    for i in range(3)
+                ]
+            )
+            for p in orders
+        ]
+        assert min(np.abs(draw - c).max() for c in candidates) < 1e-5
+    np.testing.assert_array_equal(got.effect.values, call(over="layer,head").effect.values)
+
+
+def test_null_directions_have_the_length_of_the_change(small, acts):
+    from jaxinterp.patching._null import _turned
+
+    model, params, base, _ = small
+    own = ji.run(model.forward, ji.capture("attn.z"))(params, base)[1]["attn.z"]
+    turned = np.asarray(_turned(own, acts["attn.z"], jax.random.key(0)))
+    real, random = np.asarray(acts["attn.z"] - own), turned - np.asarray(own)
+    length = lambda x: np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(length(random), length(real), rtol=1e-4, atol=1e-6)
+    cosine = (real * random).sum(-1) / np.maximum(length(real) * length(random), 1e-9)
+    assert abs(cosine.mean()) < 0.2 and cosine.std() > 0.3
+
+
+def test_null_draws_are_deterministic_and_refused_where_undefined(call):
+    a, b = (call(over="layer", null="directions", draws=2, seed=s).null.values for s in (1, 1))
+    np.testing.assert_array_equal(a, b)
+    assert not np.array_equal(a, call(over="layer", null="directions", draws=2, seed=2).null.values)
+    with pytest.raises(ji.InputError, match="'prompts' .* and 'directions'"):
+        call(over="layer", null="noise")
+    lengths = jnp.arange(6)[None] < jnp.array([6, 6, 5])[:, None]
+    with pytest.raises(ji.InputError, match="some prompt has no other"):
+        call(over="layer", null="prompts", mask=lengths, metric=ji.patching.logit_difference([1] * 3, [2] * 3, [4] * 3))
+
+
+def test_intervals_are_those_of_a_plain_bootstrap(call):
+    got = call(over="layer,head", keep=("prompts", "interval"))
+    effects = got.effect_by_prompt.values.reshape(12, 3)
+    rng = np.random.default_rng(9)
+    means = effects[:, rng.integers(0, 3, (20000, 3))].mean(-1)
+    low, high = np.quantile(means, [0.025, 0.975], axis=1)
+    spread = np.ptp(effects, axis=1)
+    assert (np.abs(got.low.values.ravel() - low) <= 0.1 * spread + 1e-6).all()
+    assert (np.abs(got.high.values.ravel() - high) <= 0.1 * spread + 1e-6).all()
+    assert (got.low <= got.effect + 1e-6).all() and (got.effect <= got.high + 1e-6).all()
