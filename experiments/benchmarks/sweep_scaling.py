@@ -2,9 +2,8 @@
 
 One thing at a time changes around a middle: 12 layers of width 256, 8 prompts x 32 tokens that first differ in their middle,
 every head at all positions (for the number of cells: heads at single positions). Times are medians of later calls; the first
-call, which compiles, stands beside them. Memory is the rise of resident memory over one sweep of every head at every position,
-with budgets that bind, in a process of its own that takes its compiled programs from the cache on disk. Some tens of MiB of it
-are the programs themselves, whatever the budget; so the growth between budgets stands beside it.
+call, which compiles, stands beside them. Memory is the rise of resident memory over a second sweep of every head at every
+position, with budgets that bind, in a process of its own whose allocator gives back at once what is freed.
 
     taskset -c 0 .venv/bin/python experiments/benchmarks/sweep_scaling.py            # sweep_scaling.json and .png
     python experiments/benchmarks/sweep_scaling.py --smoke --out scaling.json   # a tiny model, two values each
@@ -16,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -98,21 +96,16 @@ def resident(field):
 
 def child(arguments):
     """In a process of its own: the rise of resident memory over a sweep, as JSON on standard output."""
-    jax.config.update("jax_compilation_cache_dir", arguments.child)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     width, large = (SMOKE["width"], SMOKE["large"]) if arguments.smoke else (WIDTH, LARGE)
-    every = {"over": "layer,head,position"}
-    model, params, how = make_sweep(SMOKE["width"], **SMOKE["middle"])
-    ji.patching.sweep(model, params, **{**how, **every}, progress=False)  # what is loaded or traced once
     model, params, how = make_sweep(width, **large)
-    how |= every
-    jax.block_until_ready(params)
+    how["over"] = "layer,head,position"
     plan = ji.patching.plan(model, params, **how, memory=arguments.budget << 20)
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the largest so far is now
-    ji.patching.sweep(model, params, **how, plan=plan, progress=False)
-    print(json.dumps({"rise": resident("VmHWM") - before, "plan": plan.bytes_peak}))
+    for _ in range(2):  # the first compiles, and loads what is loaded once
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the largest so far is now
+        ji.patching.sweep(model, params, **how, plan=plan, progress=False)
+        rise = resident("VmHWM") - before
+    print(json.dumps({"rise": rise, "plan": plan.bytes_peak}))
 
 
 def memory(budgets, smoke):
@@ -120,14 +113,14 @@ def memory(budgets, smoke):
     if not os.access("/proc/self/clear_refs", os.W_OK):
         return None
     found = []
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     for budget in budgets:
-        with tempfile.TemporaryDirectory() as cache:
-            command = [sys.executable, __file__, "--child", cache, "--budget", str(budget), *["--smoke"] * smoke]
-            for _ in range(2):  # the first fills the cache of compiled programs
-                out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, __file__, "--child", "--budget", str(budget), *["--smoke"] * smoke]
+        out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         got = json.loads(out.splitlines()[-1])
         mib = {name: round(value / 2**20, 1) for name, value in got.items()}
-        found.append({"budget_MiB": budget, "rise_MiB": mib["rise"], "plan_MiB": mib["plan"]})
+        ratio = round(got["rise"] / got["plan"], 3)
+        found.append({"budget_MiB": budget, "rise_MiB": mib["rise"], "plan_MiB": mib["plan"], "rise / plan": ratio})
     return found
 
 
@@ -166,7 +159,7 @@ def main():
     parser.add_argument("--axes", nargs="*", choices=list(VALUES), default=list(VALUES))
     parser.add_argument("--smoke", action="store_true", help="a tiny model, one round; writes only to a given --out")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--budget", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -183,10 +176,6 @@ def main():
             result["time"][name].append(row)
             print(name, json.dumps(row), flush=True)
     result["memory"] = memory(budgets, arguments.smoke)
-    if result["memory"] and len(budgets) > 1:  # without what does not depend on the budget
-        low, high = result["memory"][0], result["memory"][-1]
-        grown = {key: high[key] - low[key] for key in ("rise_MiB", "plan_MiB")}
-        result["growth of the rise / of the plan"] = round(grown["rise_MiB"] / grown["plan_MiB"], 3)
     print("memory", json.dumps(result["memory"]))
     out = arguments.out or (None if arguments.smoke else Path(__file__).with_suffix(".json"))
     if out is not None:

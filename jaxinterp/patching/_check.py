@@ -60,8 +60,8 @@ def _mapped_rows(base: Array, mask: Any, source: Array, source_mask: Any, positi
     wanted = np.asarray(positions)
     if wanted.shape != base.shape or not np.issubdtype(wanted.dtype, np.integer) or len(source) != len(base):
         raise InputError(
-            f"positions is {wanted.dtype}{list(wanted.shape)} for base {list(base.shape)} and source {list(source.shape)}: give for "
-            "each position of each base prompt the position in its source prompt, int [B, T], -1 where it has none."
+            f"positions is {wanted.dtype}{list(wanted.shape)} for base {list(base.shape)} and source {list(source.shape)}: give "
+            "for each position of each base prompt the position in its source prompt, int [B, T], -1 where it has none."
         )
     own = np.broadcast_to(np.asarray(token_positions(base, mask, None)), base.shape)
     there = np.broadcast_to(np.asarray(token_positions(source, source_mask, None)), source.shape)

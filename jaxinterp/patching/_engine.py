@@ -127,6 +127,8 @@ def run_jobs(
             arrays = job.placed()
             base = _placed_base(job, arrays["params"]) if base is None else base
         where, places = chunk_indices(job, chunk)
+        if before is not None:  # one chunk at a time: two would take the memory of two
+            jax.block_until_ready(before[-1])
         result = run_chunk(
             job.model, chunk.suffix, arrays, base, jnp.int32(chunk.layer), where, places,
             keep_logits=keep_logits, narrow=job.is_narrow, mesh=job.mesh,

@@ -1,11 +1,6 @@
 """Meshes of eight forced devices in this process, and of two real processes with four each."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxinterp.mesh as jm
 from jaxinterp._errors import InputError
+from tests.processes import run_two
 
 
 @pytest.mark.parametrize(
@@ -127,37 +123,6 @@ print("RESULT" + json.dumps({
     "told": {k: v.tolist() for k, v in jm.from_writer(mine).items()},
 }))
 """
-
-
-def run_two(code):
-    """The outputs of two processes with four devices each."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
-    }
-    start = lambda i: subprocess.Popen(
-        [sys.executable, "-c", code, str(i), f"localhost:{port}"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    processes = [start(i) for i in range(2)]
-    try:
-        outputs = [p.communicate(timeout=120) for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    for p, (_, errors) in zip(processes, outputs, strict=True):
-        if p.returncode and ("not compiled with gloo" in errors.lower() or "gloo is not available" in errors.lower()):
-            pytest.skip("this jaxlib has no gloo, through which CPU processes talk")
-        assert p.returncode == 0, errors[-3000:]
-    return [out for out, _ in outputs]
 
 
 def test_two_processes_of_four_devices_agree_with_numpy():

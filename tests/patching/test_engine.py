@@ -1,5 +1,6 @@
 """The engine against a loop over whole forward passes, on random models, prompts, cells and ops."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -272,3 +273,42 @@ def test_joint_edits_equal_the_loop(problem, data):
 def _even(places):
     """Two positions everywhere, so that the loop compiles once."""
     return [{**p, "position": (p["position"] * 2)[:2]} for p in places]
+
+
+def test_blocks_in_two_segments_are_swept_as_one():
+    """Mixed stacks come later; the engine's loops over segments are there now."""
+    model, params, base, source, _, metric = make_problem(1, CONFIGS[1], 1, (0, 0, 0), "none", 0, 0, False)
+    cut = lambda tree: (jax.tree.map(lambda a: a[:1], tree), jax.tree.map(lambda a: a[1:], tree))
+    split = params | {"blocks": cut(params["blocks"][0])}
+    other = dataclasses.replace(model, layer_data_fn=_cut_layer_data)
+    args = dict(base=base, source=source, metric=metric, progress=False, keep=("prompts",))
+    for over in (
+        "layer,head,position",
+        [[{"layer": 0, "head": 1}, {"layer": 2, "head": 3}], [{"layer": 1, "head": 0}] * 2],
+    ):
+        want = quiet_sweep(model, params, site="attn.z", over=over, **args)
+        got = quiet_sweep(other, split, site="attn.z", over=over, **args)
+        check(got.effect_by_prompt.values, want.effect_by_prompt.values, 1 + np.abs(want.effect_by_prompt.values).max())
+
+
+def _cut_layer_data(config):
+    data = ji.models.layer_data(config)[0]
+    return jax.tree.map(lambda a: a[:1], data), jax.tree.map(lambda a: a[1:], data)
+
+
+def test_an_own_block_is_swept_with_all_savings():
+    """A block that keeps the contract (rows mix through keys and values alone) but is not ours."""
+    model, params, base, source, _, metric = make_problem(2, CONFIGS[0], 2, (0, 1, 0), "none", 0, 1, False)
+    own = dataclasses.replace(model, block_fn=_louder)
+    args = dict(
+        base=base, source=source, metric=metric, site="attn.z", over="layer,head", progress=False, keep=("prompts",)
+    )
+    effects = quiet_sweep(own, params, **args)
+    loop = Loop(own, params, base, source, None, metric, ji.patch, ["attn.z"])
+    want = np.array([[loop([{"layer": [i], "head": [j]}]) - loop.base for j in range(4)] for i in range(3)])
+    check(effects.effect_by_prompt.values, want, np.abs(loop.base).max() + np.abs(want).max())
+
+
+def _louder(config, params, data, x, **how):
+    out, key_values = ji.models.block(config, params, data, x, **how)
+    return 1.25 * out, key_values

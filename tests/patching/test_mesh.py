@@ -9,6 +9,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.patching import _engine, _prepare
+from tests.processes import run_two
 from tests.tiny import make_model, make_params
 
 
@@ -68,3 +69,43 @@ def test_a_mesh_that_does_not_divide_is_refused(problem):
         ji.patching.sweep(model, params, **args, mesh=ji.mesh.make_mesh(cells=2, prompts=3))
     with pytest.raises(ji.InputError, match=r"make_mesh\(cells=4, prompts=2\)"):
         ji.patching.sweep(model, params, **args, mesh=ji.mesh.make_mesh(data=2))
+
+
+WORKER = """
+import sys
+import numpy as np
+import jax
+import jaxinterp as ji
+from tests.tiny import make_model, make_params
+
+process, address, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+ji.mesh.start(address, num_processes=2, process_id=process)
+jax.config.update("jax_disable_most_optimizations", True)
+model = make_model(normalization_type="RMS", positional_embedding_type="rotary", n_key_value_heads=2)
+given = np.load(folder + "/given.npz")
+metric = ji.patching.logit_difference(np.arange(4), np.arange(4) + 5, np.full(4, 5))
+args = dict(base=given["base"], source=given["source"], metric=metric, site="attn.z", over="layer,head,position")
+mesh = ji.mesh.make_mesh(cells=4, prompts=2)
+call = lambda: ji.patching.sweep(model, make_params(model), **args, mesh=mesh, store=folder + "/store", keep=("prompts",), progress=False)
+effects = call()
+if ji.mesh.is_writer():  # a chunk that has to be computed again
+    with open(folder + "/store/values.npy", "r+b") as file:
+        file.seek(-4, 2)
+        file.write(b"abcd")
+import warnings
+warnings.simplefilter("ignore", UserWarning)
+again = call()
+np.save(f"{folder}/{process}.npy", np.stack([effects.effect_by_prompt.values, again.effect_by_prompt.values]))
+"""
+
+
+def test_two_processes_give_the_results_of_one_device(problem, tmp_path, check_same):
+    model, params, args = problem
+    np.savez(tmp_path / "given.npz", base=args["base"], source=args["source"])
+    run_two(WORKER, str(tmp_path))
+    one = ji.patching.sweep(model, params, **args, keep=("prompts",), progress=False)
+    first, second = (np.load(tmp_path / f"{i}.npy") for i in range(2))
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first[0], first[1])
+    check_same(first[0], one.effect_by_prompt.values)
+    assert {p.name for p in (tmp_path / "store").iterdir()} >= {"manifest.json", "values.npy", "done.log"}
