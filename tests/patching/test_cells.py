@@ -31,8 +31,8 @@ def call(small, difference):
 def effect(small, measured):
     """The effect [B] of handlers, by a whole forward pass."""
     model, params, base, _ = small
-    forward = lambda *handlers: measured(ji.run(model.forward, *handlers)(params, base)[0])
-    return lambda *handlers: forward(*handlers) - forward()
+    forward = jax.jit(lambda handlers: ji.run(model.forward, *handlers)(params, base)[0])  # places are traced
+    return lambda *handlers: measured(forward(handlers)) - measured(forward(()))
 
 
 @pytest.fixture

@@ -86,7 +86,8 @@ given = np.load(folder + "/given.npz")
 metric = ji.patching.logit_difference(np.arange(4), np.arange(4) + 5, np.full(4, 5))
 args = dict(base=given["base"], source=given["source"], metric=metric, site="attn.z", over="layer,head,position")
 mesh = ji.mesh.make_mesh(cells=4, prompts=2)
-call = lambda: ji.patching.sweep(model, make_params(model), **args, mesh=mesh, store=folder + "/store", keep=("prompts",), progress=False)
+args |= dict(mesh=mesh, store=folder + "/store", keep=("prompts",), progress=False)
+call = lambda: ji.patching.sweep(model, make_params(model), **args)
 effects = call()
 if ji.mesh.is_writer():  # a chunk that has to be computed again
     with open(folder + "/store/values.npy", "r+b") as file:

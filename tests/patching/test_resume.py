@@ -21,7 +21,7 @@ import sys
 import jax, numpy as np
 import jaxinterp as ji
 jax.config.update("jax_disable_most_optimizations", True)
-config = ji.TransformerConfig(n_layers=3, d_model=16, n_ctx=16, n_heads=4, d_head=4, d_vocab=11, d_mlp=24, initializer_range=0.6)
+config = ji.TransformerConfig(n_layers=2, d_model=16, n_ctx=16, n_heads=4, d_head=4, d_vocab=11, d_mlp=24, initializer_range=0.6)
 model = ji.Model(config=config)
 params = model.init(jax.random.key(0))
 base = jax.random.randint(jax.random.key(1), (3, 8), 0, 11)
