@@ -15,11 +15,12 @@ PIP = -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format types layers doctest notebooks parity lowest wheel check clean
+.PHONY: help install demo test properties lint format types layers doctest notebooks parity lowest wheel check clean
 
 help:
 	@echo "make demo       create .venv, install, run 'jaxinterp demo'"
 	@echo "make test       install the test extra, run the default tests (JOBS=$(JOBS) processes)"
+	@echo "make properties sweeps against the loop over whole forwards, on more random problems than in 'make test'"
 	@echo "make lint       ruff: rules and format ('make format' mends what it can)"
 	@echo "make types      pyright"
 	@echo "make layers     import-linter: imports go strictly down"
@@ -69,6 +70,9 @@ demo: .venv/.ready
 
 test: .venv/.ready-test
 	.venv/bin/python -m pytest -m "not parity" -n $(JOBS) $(ARGS)
+
+properties: .venv/.ready-test
+	JAXINTERP_EXAMPLES=50 .venv/bin/python -m pytest tests/patching/test_engine.py -n $(JOBS) $(ARGS)
 
 lint: .venv/.ready-lint
 	.venv/bin/ruff check .

@@ -26,9 +26,9 @@ class Model:
     Two models with equal configs are equal and hash alike: a model is a static argument of `jax.jit` that never compiles twice.
     The functions are fields: an own block, say, is `dataclasses.replace(model, block_fn=my_block)`.
 
-    What sweeps rely on when they skip what an edit cannot reach, and what an own function has to keep: `embed` and `unembed` work row
-    by row; a block mixes rows through its keys and values only, honors `prefix` (keys and values of earlier rows) and `read` (the rows
-    whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings.
+    What sweeps rely on when they skip what an edit cannot reach, and what an own function has to keep: `embed` and `unembed` work
+    row by row; a block mixes rows through its keys and values only, honors `prefix` (keys and values of earlier rows) and `read`
+    (the rows whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings.
 
     Attributes:
         config: the shape and kind.

@@ -35,6 +35,7 @@ class Job:
         mask: True at real tokens, or None.
         cells: n of them.
         rows: [n], which rows of the results these cells are.
+        stages: for each part of a cell where its site is: "embed", "block", "final" or "whole".
         make_ops: gives for each part of a cell an edit without a place; called when the job runs, and abstractly before.
         metrics: M of them.
         geometry: the rows of the prompts.
@@ -47,6 +48,7 @@ class Job:
     mask: Array | None
     cells: Cells
     rows: np.ndarray
+    stages: tuple[str, ...]
     make_ops: Callable[[Params], tuple[Handler, ...]]
     metrics: tuple[Metric, ...]
     geometry: Geometry

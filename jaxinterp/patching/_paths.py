@@ -244,9 +244,8 @@ def _run_paths(
     return values, logits
 
 
-def _live(job: Job, found: Reach | None, receivers: Receivers) -> np.ndarray:
+def _live(job: Job, found: Reach, receivers: Receivers) -> np.ndarray:
     """[n, B]: whether what is sent can reach the metric through a receiver."""
-    assert found is not None
     rows_read, differs = job.geometry.is_read, job.geometry.differs
     some = np.zeros(found.reaches.shape, bool)
     for name, part in zip(job.cells.sites, job.cells.parts, strict=True):

@@ -251,7 +251,8 @@ def _chunk_size(groups: np.ndarray, rows: int, costs: Costs) -> int:
         least = costs.base + costs.fixed + cell
         raise InputError(
             f"memory={costs.budget:,} bytes is too little for this sweep: the base run and what is patched in take "
-            f"{costs.base:,}, one cell {costs.fixed + cell:,}. The smallest that works is memory={least:,}; fewer or shorter prompts need less."
+            f"{costs.base:,}, one cell {costs.fixed + cell:,}. The smallest that works is memory={least:,}; fewer or shorter "
+            "prompts need less."
         )
     most = int(min(fits, MOST_CELLS, -(-groups.max() // wide)))
     sizes = np.arange(1, most + 1)

@@ -20,7 +20,7 @@ from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._null import Null, null_ops
 from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
-from jaxinterp.patching._plan import Plan, make_chunks
+from jaxinterp.patching._plan import Costs, Plan, make_chunks
 from jaxinterp.patching._reach import Geometry, Reach, is_local, make_geometry, reach
 from jaxinterp.tap import Handler, SiteTable, patch, sites
 
@@ -34,7 +34,7 @@ class Prepared:
         metrics: by name.
         cells: all of them, for the axes of the result.
         jobs: the cells' jobs, then those of the null draws, in the same order.
-        found: the reach of each job's cells; None for a plain function.
+        found: the reach of each job's cells.
         n_draws: of the null distribution.
     """
 
@@ -44,28 +44,22 @@ class Prepared:
     metrics: dict[str, Metric]
     cells: Cells
     jobs: tuple[Job, ...]
-    found: tuple[Reach | None, ...]
+    found: tuple[Reach, ...]
     n_draws: int
 
     @property
     def reaches(self) -> np.ndarray:
         """[n (1 + draws), B]: whether a cell can change what is read of a prompt."""
-        return _by_row(self.jobs, [None if f is None else f.reaches for f in self.found], len(self.base))
+        return self._by_row([found.reaches for found in self.found])
 
     @property
     def there(self) -> np.ndarray:
         """[n, B]: whether a prompt has the positions of a cell."""
-        return _by_row(self.jobs, [None if f is None else f.there for f in self.found], len(self.base))[
-            : len(self.cells)
-        ]
+        return self._by_row([found.there for found in self.found])[: len(self.cells)]
 
-
-def _by_row(jobs: Sequence[Job], tables: Sequence[Any], n_prompts: int) -> np.ndarray:
-    out = np.ones((sum(len(j.cells) for j in jobs), n_prompts), bool)
-    for job, table in zip(jobs, tables, strict=True):
-        if table is not None:
-            out[job.rows] = table
-    return out
+    def _by_row(self, tables: Sequence[np.ndarray]) -> np.ndarray:
+        order = np.argsort(np.concatenate([job.rows for job in self.jobs]))
+        return np.concatenate(tables)[order]
 
 
 def prepare(
@@ -103,99 +97,100 @@ def prepare(
     check_mesh(mesh, base)
     measured = tuple(metrics.values())
     jobs: list[Job] = []
-    for draw in range(1 + (null.draws if null else 0)):
-        for ids, group in groups:
-            ops = functools.partial(_ops, model, base, mask, origin, group, table, op, null, draw)
-            geometry = _geometry(model, base, mask, origin, measured, group, op, null if draw else None)
-            jobs.append(
-                Job(
-                    model=model,
-                    params=params,
-                    tokens=base,
-                    mask=mask,
-                    cells=group,
-                    rows=draw * len(cells) + ids,
-                    make_ops=ops,
-                    metrics=measured,
-                    geometry=geometry,
-                    mesh=mesh,
+    found: list[Reach] = []
+    for ids, group in groups:
+        stages = tuple(_stage(model, table, name) for name in group.sites)
+        # The draws of a null distribution differ in what they bring, not in where they can bring it.
+        for draws in (range(1), range(1, 1 + (null.draws if null else 0))):
+            geometry = _geometry(model, base, mask, origin, measured, group, op, null if draws.start else None)
+            reached = _reach(model, group, geometry, stages)
+            for draw in draws:
+                ops = functools.partial(_ops, model, base, mask, origin, group, table, op, null, draw)
+                jobs.append(
+                    Job(
+                        model=model,
+                        params=params,
+                        tokens=base,
+                        mask=mask,
+                        cells=group,
+                        rows=draw * len(cells) + ids,
+                        stages=stages,
+                        make_ops=ops,
+                        metrics=measured,
+                        geometry=geometry,
+                        mesh=mesh,
+                    )
                 )
-            )
-    found = tuple(_reach(job, table) for job in jobs)
-    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), found, null.draws if null else 0)
+                found.append(reached)
+    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), null.draws if null else 0)
 
 
 def make_plan(prepared: Prepared, memory: int | None, held: Sequence[Any] = ()) -> Plan:
     """The plan of a sweep; `held` are the compiled sweeps of another plan to keep to."""
-    jobs, chunks, budgets = prepared.jobs, [], []
+    jobs, chunks = prepared.jobs, []
+    costs: dict[int, Costs] = {}  # jobs of one geometry cost the same
     for number, (job, found) in enumerate(zip(jobs, prepared.found, strict=True)):
-        stop = job.geometry.stop
-        costs = job_costs(job, stop, memory)
-        budgets.append(costs)
-        n_layers = job.model.config.n_layers if isinstance(job.model, Model) else 0
-        stages, single, places = _kinds(job)
+        geometry = job.geometry
+        if id(geometry) not in costs:
+            costs[id(geometry)] = job_costs(job, geometry.stop, memory)
+        single, places = _kinds(job)
         chunks += make_chunks(
-            number, found or _everything(job), stages=stages, single=single, places=places, start=job.geometry.start, stop=stop,
-            n_layers=n_layers, costs=costs, held=held,
-        )  # fmt: skip
-    costs = max(budgets, key=lambda c: c.base)
+            number,
+            found,
+            stages=job.stages,
+            single=single,
+            places=places,
+            start=geometry.start,
+            stop=geometry.stop,
+            n_layers=_n_layers(job.model),
+            costs=costs[id(geometry)],
+            held=held,
+        )
+    dearest = max(costs.values(), key=lambda c: c.base)
     rows = {c.suffix: 1 if c.suffix.stage == "final" else c.suffix.stop - c.suffix.start for c in chunks}
     return Plan(
         n_cells=sum(len(job.cells) for job in jobs),
         chunks=tuple(chunks),
         count_flops=functools.partial(count_flops, jobs, chunks),
-        bytes_base=costs.base,
-        bytes_fixed=costs.fixed,
-        bytes_chunk=max((s.chunk // costs.mesh[0] * costs.cell(n) for s, n in rows.items()), default=0),
-        budget=costs.budget,
-        mesh=costs.mesh,
+        bytes_base=dearest.base,
+        bytes_fixed=dearest.fixed,
+        bytes_chunk=max((s.chunk // dearest.mesh[0] * dearest.cell(n) for s, n in rows.items()), default=0),
+        budget=dearest.budget,
+        mesh=dearest.mesh,
     )
 
 
-def _kinds(job: Job) -> tuple[tuple[str, ...], np.ndarray, int]:
-    """The stage of each part, which cells edit one layer only, and how many rows they edit if the others stay the base's."""
+def _n_layers(model: Forward) -> int:
+    return model.config.n_layers if isinstance(model, Model) else 0
+
+
+def _kinds(job: Job) -> tuple[np.ndarray, int]:
+    """Which cells edit one layer only; and how many rows a cell edits, if its others stay the base's until the next layer."""
     n, cells = len(job.cells), job.cells
-    if not isinstance(job.model, Model):
-        return ("whole",) * len(cells.sites), np.ones(n, bool), 0
-    layered = {s.name: s.n_layers is not None for s in sites(job.model.forward, job.params, job.tokens)}
-    stages = tuple("block" if layered[name] else stage_outside(name) for name in cells.sites)
-    layers = [part.get("layer") for part in cells.parts]
-    single = np.zeros(n, bool)
-    if len(cells.parts) == 1:
-        single = (
-            np.ones(n, bool)
-            if stages != ("block",)
-            else np.zeros(n, bool)
-            if layers[0] is None
-            else (layers[0] == layers[0][:, :1]).all(1)
-        )
-    part = cells.parts[0]
-    local = len(cells.parts) == 1 and stages == ("block",) and is_local(cells.sites[0]) and single.all()
-    return stages, single, part["position"].shape[-1] if local and "position" in part and job.geometry.causal else 0
+    if len(cells.parts) > 1:
+        return np.zeros(n, bool), 0
+    part, in_block = cells.parts[0], job.stages == ("block",)
+    layers = part.get("layer")
+    single = np.full(n, not in_block) if layers is None else (layers == layers[:, :1]).all(1)
+    local = in_block and single.all() and is_local(cells.sites[0]) and job.geometry.causal
+    return single, part["position"].shape[-1] if local and "position" in part else 0
 
 
-def stage_outside(name: str) -> str:
-    """Where a site that is in no layer is: before the blocks or behind them."""
+def _stage(model: Forward, table: SiteTable, name: str) -> str:
+    """Where a site is: in the blocks, before or behind them; of a plain function nothing is known."""
+    if not isinstance(model, Model):
+        return "whole"
+    if table[name].n_layers is not None:
+        return "block"
     return "final" if name == "logits" or name.startswith("final.") else "embed"
 
 
-def _everything(job: Job) -> Reach:
-    """Of a plain function nothing is known, so every cell runs."""
-    n, b = len(job.cells), len(job.tokens)
-    return Reach(
-        stage=np.zeros(n, np.int32),
-        first=np.zeros(n, np.int32),
-        reaches=np.ones((n, b), bool),
-        there=np.ones((n, b), bool),
-    )
-
-
-def _reach(job: Job, table: SiteTable) -> Reach | None:
-    if not isinstance(job.model, Model):
-        return None
-    shapes = {name: table[name] for name in job.cells.sites}
-    before = [name for name in shapes if shapes[name].n_layers is None and stage_outside(name) == "embed"]
-    return reach(job.cells, job.geometry, shapes, before, job.model.config.n_layers)
+def _reach(model: Forward, cells: Cells, geometry: Geometry, stages: tuple[str, ...]) -> Reach:
+    if isinstance(model, Model):
+        return reach(cells, geometry, stages, model.config.n_layers)
+    n, b = len(cells), len(geometry.positions)  # every cell of a plain function runs
+    nothing, everything = np.zeros(n, np.int32), np.ones((n, b), bool)
+    return Reach(stage=nothing, first=nothing, reaches=everything, there=everything)
 
 
 def _cells(over: Any, site: str | None, table: SiteTable, roles: Any) -> tuple[Cells, list[tuple[np.ndarray, Cells]]]:

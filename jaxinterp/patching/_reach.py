@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from jaxinterp.patching._cells import Cells
-from jaxinterp.tap import SiteShape
 
 _BEHIND_MIXING = (
     "attn.q", "attn.q_in", "attn.q_rot", "attn.scores", "attn.pattern", "attn.z", "attn.result", "attn.out", "resid_mid",
@@ -148,23 +147,20 @@ class Reach:
     there: np.ndarray
 
 
-def reach(
-    cells: Cells, geometry: Geometry, shapes: dict[str, SiteShape], before: Sequence[str], n_layers: int
-) -> Reach:
+def reach(cells: Cells, geometry: Geometry, stages: Sequence[str], n_layers: int) -> Reach:
     """The reach of each cell.
 
     Args:
         cells: n of them.
         geometry: of the prompts.
-        shapes: by name, of the sites that the cells edit.
-        before: the names of sites before the blocks.
+        stages: of the parts: "embed", "block" or "final".
         n_layers: L.
     """
     n, b = len(cells), len(geometry.positions)
     stage, first = np.full(n, n_layers, np.int32), np.full((n, b), geometry.n_rows, np.int32)
     reaches, there = np.zeros((n, b), bool), np.ones((n, b), bool)
-    for site, part in zip(cells.sites, cells.parts, strict=True):
-        at = _stages(site, part, shapes[site], before, n_layers, n)
+    for site, part, name in zip(cells.sites, cells.parts, stages, strict=True):
+        at = _layers(part, name, n_layers, n)
         rows = geometry.rows_at(part["position"]) if "position" in part else None
         if rows is not None:
             there &= (rows >= 0).all(2)
@@ -178,10 +174,10 @@ def reach(
     return Reach(stage=stage, first=first.min(1), reaches=reaches, there=there)
 
 
-def _stages(site: str, part: Any, shape: SiteShape, before: Sequence[str], n_layers: int, n: int) -> np.ndarray:
+def _layers(part: Any, stage: str, n_layers: int, n: int) -> np.ndarray:
     """[n, k]: the layers of a part; -1 before the blocks, L behind them."""
-    if shape.n_layers is None:
-        return np.full((n, 1), -1 if site in before else n_layers, np.int32)
+    if stage != "block":
+        return np.full((n, 1), -1 if stage == "embed" else n_layers, np.int32)
     return part["layer"] if "layer" in part else np.broadcast_to(np.arange(n_layers), (n, n_layers))
 
 

@@ -2,13 +2,15 @@
 
 - `plot`: the result of a sweep as a matplotlib figure.
 - `attention`: attention patterns of a few heads as a figure.
-- `page`: the result of a sweep as one HTML file that needs no network.
+- `attention_page`: all attention patterns of a prompt as one HTML file.
+- `sweep_page`: the result of a sweep as one HTML file that needs no network.
 - `ranked`: the cells of a sweep by absolute effect.
 """
 
 from jaxinterp.viz._attention import attention
-from jaxinterp.viz._page import page
+from jaxinterp.viz._attention_page import attention_page
+from jaxinterp.viz._page import sweep_page
 from jaxinterp.viz._plot import plot
 from jaxinterp.viz._ranked import RankedCell, ranked
 
-__all__ = ["RankedCell", "attention", "page", "plot", "ranked"]
+__all__ = ["RankedCell", "attention", "attention_page", "plot", "ranked", "sweep_page"]

@@ -1,8 +1,5 @@
 """A sweep as one HTML page that needs nothing else: no network, no library, a few kilobytes of script of its own."""
 
-import importlib.resources
-import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -11,22 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxinterp.store import atomic_file
 from jaxinterp.viz._attention import checked_patterns
-from jaxinterp.viz._labels import aligned, visible, words
-from jaxinterp.viz._ranked import RankedCell, ranked
-from jaxinterp.viz._svg import attention_svg, line_svg, panel_svg, scale_svg
-from jaxinterp.viz._views import Value, View, metric_names, view
+from jaxinterp.viz._html import number_or_none, provenance_html, write_page
+from jaxinterp.viz._labels import words
+from jaxinterp.viz._panels import Value
+from jaxinterp.viz._sections import attention_html, baselines_html, null_html, prompts_html, table_html
+from jaxinterp.viz._svg import panel_svg, scale_svg
+from jaxinterp.viz._views import View, metric_names, one_metric, view
 
 if TYPE_CHECKING:
     import xarray
 
 _MOST_PROMPT_VALUES = 200_000
-_RANKED = 15
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def page(
+def sweep_page(
     effects: "xarray.Dataset",
     path: str | os.PathLike[str],
     *,
@@ -41,8 +37,9 @@ def page(
     """Writes the result of a sweep as one HTML file, to be opened in any browser, online or not.
 
     It shows every metric, normalized and raw, with each cell's values under the pointer (or the arrow keys); the ranking;
-    both baselines and where the patched runs land between them; single prompts, where the sweep kept them
-    (`keep=("prompts",)`); attention patterns, where they are given; and where the numbers come from. It follows the
+    both baselines and where the patched runs land between them; single prompts and intervals, where the sweep kept them
+    (`keep=("prompts", "interval")`); the effects against a null distribution, where there is one (cells inside it are
+    small, see `plot`); attention patterns, where they are given; and where the numbers come from. It follows the
     reader's light or dark setting.
 
     Args:
@@ -53,7 +50,7 @@ def page(
         prompts: (base, source) texts, shown as a list and as names of the single prompts.
         patterns: attention probabilities [T, T] by title, for `tokens`.
         tokens: the T tokens as text.
-        provenance: further facts beside those that the dataset carries in its attributes.
+        provenance: further facts (model, revision, ...) beside those that the dataset carries in its attributes.
         command: the command that makes the result again.
 
     Returns:
@@ -62,6 +59,17 @@ def page(
     Raises:
         InputError: effects that are not a sweep's, or patterns that do not fit the tokens.
         SaveError: the file could not be written.
+
+    Example:
+        >>> import numpy as np, tempfile, xarray as xr
+        >>> effects = xr.Dataset(
+        ...     {"effect": (("layer", "head"), np.array([[0.1, -2.0], [0.5, 0.0]]))},
+        ...     coords={"layer": [0, 1], "head": [0, 1]},
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = sweep_page(effects, folder + "/effects.html", title="Heads")
+        ...     path.name, "<h1>Heads</h1>" in path.read_text()
+        ('effects.html', True)
     """
     views = _views(effects)
     squares = checked_patterns(patterns, tokens) if patterns else {}
@@ -71,27 +79,14 @@ def page(
         *(f'<p class="lede">{escape(note)}</p>' for note in notes),
         _tools(views, prompts, effects),
         *(_view_html(effects, shown, i) for i, shown in enumerate(views)),
-        _baselines(views),
-        _attention(squares, list(tokens)),
-        _prompts(prompts),
-        _provenance(effects, provenance, command),
+        baselines_html(views),
+        null_html(effects, views),
+        attention_html(squares, list(tokens)),
+        prompts_html(prompts, effects),
+        provenance_html({str(key): item for key, item in effects.attrs.items()} | dict(provenance or {}), command),
     ]
-    text = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(heading)}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in body if part)
-        + f'\n</main>\n<script type="application/json" id="data">{_data(effects, views)}</script>\n'
-        f"<script>\n{_asset('page.js')}</script>\n</body>\n</html>\n"
-    )
-    with atomic_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return Path(path)
-
-
-def _asset(name: str) -> str:
-    return importlib.resources.files("jaxinterp.viz").joinpath(name).read_text(encoding="utf-8")
+    data = {"views": _data(effects, views)}
+    return write_page(path, heading=heading, body=body, data=data, styles=["page.css"], script="page.js")
 
 
 def _views(effects: "xarray.Dataset") -> list[View]:
@@ -146,118 +141,33 @@ def _view_html(effects: "xarray.Dataset", shown: View, index: int) -> str:
     for panel in shown.panels:
         drawings.append(panel_svg(panel, shown, first))
         first += panel.values.size
-    wide = " wide" if len(drawings) > 1 or len(shown.panels[0].columns) > 16 else ""
+    many = len(shown.panels[0].columns) > (8 if shown.panels[0].is_bars else 16)
+    wide = " wide" if len(drawings) > 1 or many else ""
     return (
         f'<section class="view{" on" if index == 0 else ""}{wide}" data-view="{index}"><div><div class="drawing">'
         f'<div class="panels">{"".join(drawings)}</div>{scale_svg(shown)}</div></div>'
-        f'<div><div class="reading" aria-live="polite"></div>{_table(effects, shown)}</div></section>'
+        f'<div><div class="reading" aria-live="polite"></div>{table_html(effects, shown, _kept_prompts(effects) > 0)}'
+        "</div></section>"
     )
 
 
-def _table(effects: "xarray.Dataset", shown: View) -> str:
-    rows = ranked(effects, metric=shown.metric, k=_RANKED)
-    names = [name for panel in shown.panels for line in panel.cells for name in line]
-    largest = max((abs(row.effect) for row in rows if math.isfinite(row.effect)), default=1.0) or 1.0
-    unit = f" ({escape(shown.metric_unit)})" if shown.metric_unit else ""
-    kept = _kept_prompts(effects) > 0
-    head = f'<th>rank</th><th>cell</th><th class="n">effect{unit}</th><th></th><th class="n">normalized</th>' + (
-        "<th>same sign</th>" if kept else ""
-    )
-    body = "".join(_table_row(i, row, names.index(row.cell), largest, kept) for i, row in enumerate(rows))
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def _data(effects: "xarray.Dataset", views: list[View]) -> list[dict[str, object]]:
+    """The views' numbers; what the second view of a metric has in common with the first is there only once."""
+    listed, first = [], {}
+    for i, shown in enumerate(views):
+        one = _view_data(shown)
+        if shown.metric in first:
+            one["sameAs"] = first[shown.metric]
+        else:
+            first[shown.metric] = i
+            one |= _details(effects, shown)
+        listed.append(one)
+    return listed
 
 
-def _table_row(rank: int, row: RankedCell, i: int, largest: float, kept: bool) -> str:
-    size = abs(row.effect) / largest if math.isfinite(row.effect) else 0.0
-    left = 40 - 39 * size if row.effect < 0 else 40
-    meter = (
-        '<svg class="meter" width="80" height="12"><line class="grid" x1="40" x2="40" y1="0" y2="12"/>'
-        f'<rect class="cell{" neg" if row.effect < 0 else ""}" style="--v:0.75" x="{left:.1f}" y="2" '
-        f'width="{39 * size:.1f}" height="8"/></svg>'
-    )
-    agreement = f"<td>{row.agreement} of {row.n_prompts}</td>" if kept else ""
-    return (
-        f'<tr data-i="{i}"><td class="soft">{rank + 1}</td><td>{escape(row.cell)}</td><td class="n">{aligned(row.effect)}</td>'
-        f'<td>{meter}</td><td class="n">{aligned(row.normalized)}</td>{agreement}</tr>'
-    )
-
-
-def _baselines(views: list[View]) -> str:
-    parts = []
-    for shown in views:
-        if shown.value == "effect" and any(v.metric == shown.metric and v.value == "normalized" for v in views):
-            continue
-        parts.append(
-            f'<p class="small">{escape(words(shown.metric))}: each dot is one patched run.</p>'
-            f'<div class="scroll">{line_svg(shown)}</div>'
-        )
-    return "<section><h2>Baselines</h2>" + "".join(parts) + "</section>"
-
-
-def _attention(squares: dict[str, np.ndarray], tokens: list[str]) -> str:
-    if not squares:
-        return ""
-    drawn = "".join(attention_svg(name, one, tokens) for name, one in squares.items())
-    return (
-        '<section><h2>Attention</h2><p class="small soft">Rows are queries, columns keys. Point at a square, or at a token '
-        f'to see what it looks at.</p><div class="heads">{drawn}</div></section>'
-    )
-
-
-def _prompts(prompts: Sequence[tuple[str, str]]) -> str:
-    if not prompts:
-        return ""
-    rows = "".join(
-        f'<tr><td class="soft">{i}</td><td class="wrap">{escape(base)}</td><td class="wrap">{escape(source)}</td></tr>'
-        for i, (base, source) in enumerate(prompts)
-    )
-    many = "" if len(prompts) == 1 else "s"
-    return (
-        f"<section><h2>Prompts</h2><details><summary>{len(prompts)} pair{many}</summary><div class='scroll'><table><thead>"
-        f"<tr><th></th><th>base</th><th>source</th></tr></thead><tbody>{rows}</tbody></table></div></details></section>"
-    )
-
-
-def _provenance(effects: "xarray.Dataset", more: Mapping[str, object] | None, command: str | None) -> str:
-    facts = {str(key): item for key, item in effects.attrs.items()} | dict(more or {})
-    command = command or (str(facts.pop("command")) if facts.get("command") else None)
-    facts.pop("command", None)
-    rows = "".join(
-        f"<dt>{escape(_fact_name(key))}</dt><dd>{escape(_fact(key, item))}</dd>" for key, item in facts.items()
-    )
-    again = (
-        f"<p class='small soft' style='margin-top:14px'>To make it again:</p><pre>{escape(command)}</pre>"
-        if command
-        else ""
-    )
-    return f'<section><h2>Where this comes from</h2><dl class="facts">{rows}</dl>{again}</section>'
-
-
-def _fact_name(key: str) -> str:
-    return "BOS prepended" if key == "prepend_bos" else key.replace("_", " ")
-
-
-def _fact(key: str, item: object) -> str:
-    if key == "prepend_bos" or isinstance(item, bool | np.bool_):
-        return "yes" if item else "no"
-    if isinstance(item, np.ndarray):
-        return ", ".join(map(str, item.tolist()))
-    return visible(str(item)) if key in ("correct", "wrong") else str(item)
-
-
-def _data(effects: "xarray.Dataset", views: list[View]) -> str:
-    listed = [_view_data(effects, shown) for shown in views]
-    written = json.dumps({"views": listed}, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
-    return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _view_data(effects: "xarray.Dataset", shown: View) -> dict[str, object]:
+def _view_data(shown: View) -> dict[str, object]:
     every = lambda pick: [number_or_none(v) for panel in shown.panels for v in pick(panel).ravel()]
     values = every(lambda panel: panel.values)
-    by_prompt = None
-    if _kept_prompts(effects):
-        kept = [p.by_prompt.reshape(-1, p.by_prompt.shape[-1]) for p in shown.panels if p.by_prompt is not None]
-        by_prompt = [[number_or_none(v) for v in line] for line in np.concatenate(kept)]
     return {
         "metric": shown.metric,
         "value": shown.value,
@@ -268,12 +178,36 @@ def _view_data(effects: "xarray.Dataset", shown: View) -> dict[str, object]:
         "values": values,
         "effects": every(lambda panel: panel.effects),
         "normalized": every(lambda panel: panel.normalized),
-        "perUnit": every(lambda panel: panel.per_unit(shown)),
-        "byPrompt": by_prompt,
+        "perUnit": every(lambda panel: panel.per_unit),
         "top": max(range(len(values)), key=lambda i: abs(values[i] or 0.0)),
     }
 
 
-def number_or_none(value: float) -> float | None:
-    """Five significant digits, as JSON has them."""
-    return float(f"{value:.5g}") if math.isfinite(value) else None
+def _details(effects: "xarray.Dataset", shown: View) -> dict[str, Any]:
+    """Single prompts, intervals and null effects of each cell, in the metric's unit; null where the sweep has none."""
+    _, one = one_metric(effects, shown.metric)
+    names: tuple[str, ...] = ("byPrompt", "baseByPrompt", "sourceByPrompt", "low", "high", "nulls", "inside")
+    details: dict[str, Any] = dict.fromkeys(names)
+    if _kept_prompts(effects):
+        details["byPrompt"] = _lines([panel.by_prompt for panel in shown.panels])
+        for name in ("base", "source"):
+            if f"{name}_by_prompt" in one:
+                ends = np.asarray(one[f"{name}_by_prompt"].values, dtype=np.float64)
+                details[f"{name}ByPrompt"] = [number_or_none(v) for v in ends.reshape(-1, ends.shape[-1])[0]]
+    for name in ("low", "high"):
+        ends = [getattr(panel, name) for panel in shown.panels]
+        if ends[0] is not None:
+            details[name] = [number_or_none(v) for end in ends for v in end.ravel()]
+    if shown.null is not None:
+        nulls = [panel.null for panel in shown.panels if panel.null is not None]
+        if sum(null.size for null in nulls) > _MOST_PROMPT_VALUES:  # the ends of their range are enough
+            nulls = [np.stack([null.min(-1), null.max(-1)], -1) for null in nulls]
+        details["nulls"] = _lines(nulls)
+        details["inside"] = [int(v) for panel in shown.panels for v in shown.inside(panel).ravel()]
+        details["draws"] = shown.null.draws
+    return details
+
+
+def _lines(arrays: Sequence[np.ndarray | None]) -> list[list[float | None]]:
+    kept = np.concatenate([a.reshape(-1, a.shape[-1]) for a in arrays if a is not None])
+    return [[number_or_none(v) for v in line] for line in kept]

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxinterp.viz._style import DIVERGING, INK, SOFT, colormap, drawable, look, new_figure
-from jaxinterp.viz._views import Panel, Value, View, view
+from jaxinterp.viz._bars import bars
+from jaxinterp.viz._frame import axis_ticks, color_scale, put_titles, shortest_column, title_inches
+from jaxinterp.viz._panels import Panel, Value
+from jaxinterp.viz._style import INK, SOFT, drawable, look, new_figure
+from jaxinterp.viz._views import View, view
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -15,21 +18,23 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import xarray
 
-_AXIS_WORDS = {
-    "layer": "layer", "head": "head", "key_value_head": "key/value head", "position": "position", "role": "role",
-    "feature": "feature",
-}  # fmt: skip
 _MAX_CELLS_WITH_NUMBERS = 80
-_MAX_LABELS = 48
+_SMALL = 0.5
 
 
 def plot(
     effects: "xarray.Dataset", *, metric: str | None = None, value: Value | None = None
 ) -> "matplotlib.figure.Figure":
-    """Draws the result of a sweep: a heat map for two axes, bars for one, a panel for each layer for three.
+    """Draws the result of a sweep: a heat map for two axes, bars for one, a panel for each layer for three or each site.
 
     Colors diverge from 0: red is an effect toward the source run (or an increase of the metric), blue one away from it,
-    and both ends stand for the same size. Gray is undefined. Positions carry their tokens, spaces drawn as "·".
+    and both ends stand for the same size. Gray is undefined. Positions carry their tokens, spaces drawn as "·". Listed
+    cells are bars, named by what they are.
+
+    A null distribution (`sweep(..., null=...)`) is drawn where there is one. A cell is *inside* it if its |effect| is not above
+    the largest |effect| of any draw at any of the cells drawn (family-wise: if the edit were one more draw, some cell would
+    be outside in at most 1 of draws + 1 sweeps). Such cells are small, without a number; the color bar is narrow over the
+    null's range, and in bar plots the range is a gray band. Intervals (`keep=("interval",)`) are drawn on bars.
 
     Args:
         effects: what `patching.sweep` returns.
@@ -41,7 +46,7 @@ def plot(
         A figure; `figure.savefig("effects.png")` (or .pdf, .svg) writes it. It is not registered with pyplot.
 
     Raises:
-        InputError: a metric or value that is not there, or more than three axes.
+        InputError: a metric or value that is not there, or more axes than can be drawn: three, and one of sites.
 
     Example:
         >>> import numpy as np, xarray as xr
@@ -54,16 +59,9 @@ def plot(
     """
     shown = view(effects, metric=metric, value=value)
     with look():
-        if shown.panels[0].is_bars and len(shown.panels) == 1:
-            return _bars(shown)
+        if shown.panels[0].is_bars:
+            return bars(shown)
         return _heatmaps(shown)
-
-
-def _scale(shown: View) -> "matplotlib.cm.ScalarMappable":
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
-    return ScalarMappable(norm=Normalize(-shown.limit, shown.limit), cmap=colormap(DIVERGING, "jaxinterp"))
 
 
 def _heatmaps(shown: View) -> "matplotlib.figure.Figure":
@@ -72,13 +70,13 @@ def _heatmaps(shown: View) -> "matplotlib.figure.Figure":
     across = math.ceil(len(panels) / down)
     cell = _cell_inches(panels[0], across)
     longest = max(len(label) for label in panels[0].columns)
-    slanted = _slanted(panels[0], cell)
+    slanted = any(shortest_column(panel) > cell for panel in panels)
     width = across * (len(panels[0].columns) * cell + 0.55) + 1.35
     under = (0.45 + 0.062 * min(longest, 24) if slanted else 0.5) + (0.2 if len(panels) > 1 else 0.0)
     height = down * (len(panels[0].rows) * cell + under) + 0.8
-    figure = new_figure(max(width, _title_inches(shown), 3.6), max(height, 2.5))
+    figure = new_figure(max(width, title_inches(shown), 3.6), max(height, 2.5))
     grid = figure.subplots(down, across, squeeze=False)
-    scale = _scale(shown)
+    scale = color_scale(shown)
     for axes, panel in zip(grid.flat, panels, strict=False):
         _heatmap(axes, panel, scale, shown, cell, slanted)
     for axes in grid.flat[len(panels) :]:
@@ -86,7 +84,9 @@ def _heatmaps(shown: View) -> "matplotlib.figure.Figure":
     bar = figure.colorbar(scale, ax=list(grid.flat[: len(panels)]), fraction=0.05, pad=0.02, aspect=22, shrink=0.94)
     bar.set_label(shown.unit, color=SOFT, size=8)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    _titles(figure, shown)
+    if shown.null is not None:
+        _mark_null(bar.ax, shown.null.shown, shown.limit)
+    put_titles(figure, shown)
     return figure
 
 
@@ -94,24 +94,6 @@ def _cell_inches(panel: Panel, across: int) -> float:
     room = 8.0 / across
     most = 0.42 if max(panel.values.shape) > 6 else 0.56
     return float(np.clip(min(room / len(panel.columns), 5.5 / len(panel.rows)), 0.13, most))
-
-
-def _slanted(panel: Panel, cell: float) -> bool:
-    return max(len(label) for label in panel.columns) * 0.075 > cell
-
-
-def _title_inches(shown: View) -> float:
-    return max(len(shown.title) * 0.094, len(shown.subtitle) * 0.07) + 0.3
-
-
-def _titles(figure: "matplotlib.figure.Figure", shown: View) -> None:
-    from matplotlib.transforms import ScaledTranslation
-
-    # The title's second line is empty: it keeps the room in which the subtitle stands, in a smaller letter.
-    left = 0.06 / figure.get_figwidth()
-    figure.suptitle(drawable(shown.title) + "\n ", x=left, ha="left", fontsize=11, fontweight="bold", color=INK)
-    below = figure.transFigure + ScaledTranslation(0, -0.26, figure.dpi_scale_trans)
-    figure.text(left, 1, drawable(shown.subtitle), transform=below, ha="left", va="top", fontsize=8, color=SOFT)
 
 
 def _heatmap(
@@ -132,36 +114,53 @@ def _heatmap(
     axes.set_aspect("equal")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    _ticks(axes, panel, slanted)
+    axis_ticks(axes, panel, slanted)
     if panel.title:
         axes.set_title(drawable(panel.title), loc="left", fontsize=9, pad=3)
+    inside = shown.inside(panel)
+    _shrink(axes, panel, inside, scale)
     if rows * columns <= _MAX_CELLS_WITH_NUMBERS and cell >= 0.36:
-        _numbers(axes, panel, shown.limit)
+        _numbers(axes, panel, shown.limit, inside)
 
 
-def _ticks(axes: "matplotlib.axes.Axes", panel: Panel, slanted: bool) -> None:
-    axes.set_xlabel(_AXIS_WORDS.get(panel.column_axis, panel.column_axis))
-    axes.set_ylabel(_AXIS_WORDS.get(panel.row_axis, panel.row_axis))
-    axes.xaxis.label.set_color(SOFT)
-    axes.yaxis.label.set_color(SOFT)
-    at = _thinned(len(panel.columns))
-    labels = [drawable(panel.columns[i]) for i in at]
-    if slanted:
-        axes.set_xticks(at, labels, rotation=60, ha="right", rotation_mode="anchor")
-    else:
-        axes.set_xticks(at, labels)
-    at = _thinned(len(panel.rows))
-    axes.set_yticks(at, [drawable(panel.rows[i]) for i in at])
+def _square(x: float, y: float, half: float) -> list[tuple[float, float]]:
+    return [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]
 
 
-def _thinned(n: int) -> list[int]:
-    step = math.ceil(n / _MAX_LABELS)
-    return list(range(0, n, step))
+def _shrink(
+    axes: "matplotlib.axes.Axes", panel: Panel, inside: np.ndarray, scale: "matplotlib.cm.ScalarMappable"
+) -> None:
+    """Draws the cells inside the null as small squares."""
+    from matplotlib.collections import PolyCollection
+
+    at = [(float(r), float(c)) for r, c in np.argwhere(inside)]
+    if not at:
+        return
+    axes.add_collection(PolyCollection([_square(c, r, 0.5) for r, c in at], facecolor="white", edgecolor="none"))
+    colors = scale.to_rgba(panel.values[inside])
+    small = [_square(c, r, 0.5 * _SMALL) for r, c in at]
+    axes.add_collection(PolyCollection(small, facecolor=colors, edgecolor="#b4bcc5", linewidth=0.4))  # type: ignore[arg-type]
 
 
-def _numbers(axes: "matplotlib.axes.Axes", panel: Panel, limit: float) -> None:
+def _mark_null(axes: "matplotlib.axes.Axes", null: float, limit: float) -> None:
+    """Makes the color bar as narrow over the null's range as the cells inside it are small."""
+    from matplotlib.patches import Rectangle
+
+    reach, side = min(null, limit), (1 - _SMALL) / 2
+    for left in (0.0, 1 - side):
+        frame = Rectangle((left, -reach), side, 2 * reach, facecolor="white", edgecolor="none", zorder=3)
+        frame.set_transform(axes.get_yaxis_transform())
+        axes.add_patch(frame)
+    for end in (-reach, reach) if null < limit else ():
+        axes.plot([0, 1], [end, end], color=INK, linewidth=0.8, transform=axes.get_yaxis_transform(), zorder=4)
+    axes.text(
+        -0.25, 0, "null", transform=axes.get_yaxis_transform(), rotation=90, ha="right", va="center", fontsize=7, color=SOFT,
+    )  # fmt: skip
+
+
+def _numbers(axes: "matplotlib.axes.Axes", panel: Panel, limit: float, inside: np.ndarray) -> None:
     for (row, column), one in np.ndenumerate(panel.values):
-        if not math.isfinite(one):
+        if not math.isfinite(one) or inside[row, column]:
             continue
         color = "white" if abs(one) > 0.62 * limit else INK
         faint = 1.0 if abs(one) >= 0.1 * limit else 0.45
@@ -172,52 +171,3 @@ def _short(value: float) -> str:
     text = f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
     text = text.replace("-", "−")
     return "0" if text in ("0.00", "−0.00") else text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-
-def _bars(shown: View) -> "matplotlib.figure.Figure":
-    panel = shown.panels[0]
-    values = panel.values[0]
-    n = len(values)
-    longest = max(len(label) for label in panel.columns)
-    step = float(np.clip(7.0 / n, 0.1, 0.5))
-    slanted = _slanted(panel, step)
-    height = 3.1 + (0.062 * min(longest, 24) if slanted else 0.0)
-    figure = new_figure(max(n * step + 1.0, _title_inches(shown), 3.6), height)
-    axes = figure.subplots()
-    scale = _scale(shown)
-    colors = [scale.to_rgba(v) if math.isfinite(v) else "#c9ced4" for v in values]
-    drawn = axes.bar(range(n), np.nan_to_num(values), width=0.78, color=colors)
-    for bar, one in zip(drawn, values, strict=True):
-        if math.isfinite(one) and abs(one) < 0.12 * shown.limit:
-            bar.set_edgecolor("#9aa4af")
-            bar.set_linewidth(0.6)
-    _spread(axes, shown)
-    axes.axhline(0, color=SOFT, linewidth=0.8)
-    _ticks(axes, panel, slanted)
-    axes.set_yticks(*_value_ticks(axes))
-    axes.set_ylabel(shown.unit, fontsize=8)
-    axes.spines["bottom"].set_visible(False)
-    axes.grid(axis="y", color="#eaeef2", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.set_xlim(-0.7, n - 0.3)
-    _titles(figure, shown)
-    return figure
-
-
-def _value_ticks(axes: "matplotlib.axes.Axes") -> tuple[list[float], list[str]]:
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = axes.get_ylim()
-    at = [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
-    return at, [f"{t:g}".replace("-", "−") for t in at]
-
-
-def _spread(axes: "matplotlib.axes.Axes", shown: View) -> None:
-    """The single prompts as dots, where the sweep kept them."""
-    panel = shown.panels[0]
-    if panel.by_prompt is None:
-        return
-    dots = panel.by_prompt[0] * panel.per_unit(shown)[0][:, None]
-    shift = np.linspace(-0.2, 0.2, dots.shape[1])
-    across = np.arange(dots.shape[0])[:, None] + shift[None, :]
-    axes.scatter(across, dots, s=6, color=INK, alpha=0.35, linewidth=0, zorder=3)

@@ -1,58 +1,54 @@
-"""What there is to draw in the result of a sweep: labelled panels, units, the ranking, the provenance.
+"""What there is to draw in the result of a sweep: labelled panels, units, the null's range.
 
 Both the figures and the pages are drawn from a `View`, so they can not disagree.
 """
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxinterp._errors import InputError, closest
-from jaxinterp.viz._labels import cell_name, coordinate, effects_by_prompt, label, number, words
+from jaxinterp.viz._labels import number, words
+from jaxinterp.viz._panels import AXES, Panel, Value, fewer, make_panels
 
 if TYPE_CHECKING:
     import xarray
 
-Value = Literal["normalized", "effect"]
-
-AXES = ("layer", "head", "key_value_head", "position", "role", "feature")
-MOST_CELLS = 12_000
-_LARGEST = 40
 _NORMALIZED = "fraction of the gap to the source"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One matrix with the labels of its rows and columns; a single row has no row axis.
+class Null:
+    """What a sweep finds when there is nothing to find.
 
-    `values` are what is shown: the effects (in the metric's unit) or the normalized effects (fractions).
+    A cell is *inside* the null if its |effect| is not above the largest |effect| of any draw at any of the cells: one bound
+    for all cells (family-wise). If the edit were one more draw of the null, some cell would lie outside it in at most 1 of
+    draws + 1 sweeps, however many cells there are. Compared in the metric's unit.
+
+    Attributes:
+        limit: the largest |effect|, in the metric's unit.
+        unit: that unit.
+        shown: the largest in the unit that is shown, where the band and the color bar have their marks.
+        draws: how many.
+        n_cells: over how many cells.
     """
 
-    values: np.ndarray
-    effects: np.ndarray
-    normalized: np.ndarray
-    by_prompt: np.ndarray | None
-    row_axis: str
-    column_axis: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    cells: tuple[tuple[str, ...], ...]
-    title: str = ""
+    limit: float
+    unit: str
+    shown: float
+    draws: int
+    n_cells: int
 
     @property
-    def is_bars(self) -> bool:
-        """Whether there is only one axis, which is drawn as bars."""
-        return not self.row_axis
-
-    def per_unit(self, shown: "View") -> np.ndarray:
-        """What an effect is multiplied by to be shown; by cell, since a position is not in every prompt."""
-        if shown.value == "effect":
-            return np.ones_like(self.effects)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = self.normalized / self.effects
-            return np.where(np.isfinite(ratio), ratio, 1 / np.float64(shown.source - shown.base))
+    def note(self) -> str:
+        """The rule, for a figure."""
+        unit = f" {self.unit}" if self.unit else ""
+        return (
+            f"small: inside the null, |effect| not above {number(self.limit)}{unit}, the largest of {self.draws} "
+            f"draw{'' if self.draws == 1 else 's'} over all {self.n_cells:,} cells"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +66,13 @@ class View:
     op: str
     n_prompts: int | None
     note: str = ""
+    null: Null | None = None
+
+    def inside(self, panel: Panel) -> np.ndarray:
+        """Which cells of a panel are inside the null; none where the sweep has no null."""
+        if self.null is None:
+            return np.zeros(panel.effects.shape, bool)
+        return np.abs(panel.effects) <= self.null.limit  # NaN is not
 
     @property
     def limit(self) -> float:
@@ -79,9 +82,17 @@ class View:
         return largest if largest > 0 else 1.0
 
     @property
+    def bar_range(self) -> tuple[float, float]:
+        """The least and the largest number that bars, their dots, their intervals and the null's band reach; 0 is between."""
+        beside = 0.0 if self.null is None else self.null.shown
+        drawn = np.concatenate([panel.drawn_values(beside) for panel in self.panels])
+        return float(drawn.min()), float(drawn.max())
+
+    @property
     def title(self) -> str:
         """What was measured, where."""
-        return f"{words(self.metric)} after {_VERBS.get(self.op, self.op)} {self.site}"
+        site = "listed cells" if self.site == "listed" else self.site
+        return f"{words(self.metric)} after {_VERBS.get(self.op, self.op)} {site}"
 
     @property
     def subtitle(self) -> str:
@@ -130,7 +141,11 @@ def view(effects: "xarray.Dataset", *, metric: str | None = None, value: Value |
         )
     unit = _unit(effects, metric)
     n_prompts = effects.attrs.get("n_prompts")
-    panels, note = _fewer(_panels(one, value))
+    base, source = _end(one, "base"), _end(one, "source")
+    per_unit = 1.0 if value == "effect" or source == base else 1 / (source - base)
+    panels = make_panels(one, value, per_unit)
+    null = _null(panels, unit)
+    panels, note = fewer(panels)
     if "token" in one.coords and n_prompts is not None and int(n_prompts) > 1:
         note += f"{', ' if note else ''}tokens of the longest prompt"
     return View(
@@ -140,11 +155,36 @@ def view(effects: "xarray.Dataset", *, metric: str | None = None, value: Value |
         metric_unit=unit,
         panels=panels,
         note=note,
-        base=float(one["base"]) if "base" in one else math.nan,
-        source=float(one["source"]) if "source" in one else math.nan,
+        null=null,
+        base=base,
+        source=source,
         site=str(effects.attrs.get("site", "site")),
         op=str(effects.attrs.get("op", "patch")),
         n_prompts=None if n_prompts is None else int(n_prompts),
+    )
+
+
+def _end(one: "xarray.Dataset", name: str) -> float:
+    """The metric of a run without edits, which is the same for every site."""
+    values = np.asarray(one[name].values, dtype=np.float64).ravel() if name in one else np.array([])
+    if len(values) and not np.allclose(values, values[0], rtol=1e-3, equal_nan=True):
+        raise InputError(
+            f"{name!r} has {len(values)} values along {', '.join(map(str, one[name].dims))}: these are several sweeps. "
+            "Draw one of them, chosen with sel."
+        )
+    return float(values[0]) if len(values) else math.nan
+
+
+def _null(panels: tuple[Panel, ...], unit: str) -> Null | None:
+    nulls = [(panel.null, panel.per_unit) for panel in panels if panel.null is not None]
+    if not any(np.isfinite(null).any() for null, _ in nulls):
+        return None
+    return Null(
+        limit=max(float(np.nanmax(np.abs(null), initial=0.0)) for null, _ in nulls),
+        unit=unit,
+        shown=max(float(np.nanmax(np.abs(null * scale[..., None]), initial=0.0)) for null, scale in nulls),
+        draws=nulls[0][0].shape[-1],
+        n_cells=sum(scale.size for _, scale in nulls),
     )
 
 
@@ -155,7 +195,7 @@ def _check(effects: "xarray.Dataset") -> None:
 
 
 def one_metric(effects: "xarray.Dataset", metric: str | None) -> tuple[str, "xarray.Dataset"]:
-    """One metric of a sweep, with its axes in the order of `AXES`."""
+    """One metric of a sweep, with its axes in the order of `AXES`: what is given is not changed."""
     names = metric_names(effects)
     if metric is None:
         metric = names[0]
@@ -166,73 +206,7 @@ def one_metric(effects: "xarray.Dataset", metric: str | None) -> tuple[str, "xar
     return metric, one.transpose(*order, ...)
 
 
-def _fewer(panels: tuple[Panel, ...]) -> tuple[tuple[Panel, ...], str]:
-    """Of very many cells the largest, as bars; and a word about it."""
-    total = sum(panel.values.size for panel in panels)
-    if total <= MOST_CELLS:
-        return panels, ""
-    every = lambda name: np.concatenate([getattr(panel, name).ravel() for panel in panels])
-    names = [name for panel in panels for line in panel.cells for name in line]
-    size = np.abs(every("effects"))
-    order = np.argsort(-np.where(np.isfinite(size), size, -1.0), kind="stable")[:_LARGEST]
-    kept = [panel.by_prompt.reshape(panel.values.size, -1) for panel in panels if panel.by_prompt is not None]
-    columns = tuple(names[i] for i in order)
-    panel = Panel(
-        values=every("values")[order][None],
-        effects=every("effects")[order][None],
-        normalized=every("normalized")[order][None],
-        by_prompt=np.concatenate(kept)[order][None] if kept else None,
-        row_axis="",
-        column_axis="cell",
-        rows=("",),
-        columns=columns,
-        cells=(columns,),
-    )
-    return (panel,), f"the {_LARGEST} largest of {total:,} cells"
-
-
 def _unit(effects: "xarray.Dataset", metric: str) -> str:
     units = str(effects.attrs.get("unit", "")).split(", ")
     names = metric_names(effects)
     return units[names.index(metric)] if len(units) == len(names) else ""
-
-
-def _panels(one: "xarray.Dataset", value: Value) -> tuple[Panel, ...]:
-    dims = [str(dim) for dim in one[value].dims]
-    if len(dims) > 3:
-        raise InputError(
-            f"a sweep over {len(dims)} axes ({', '.join(dims)}) can not be drawn. Choose along one of them first, "
-            f"for example effects.sel({dims[0]}={coordinate(one, dims[0], 0)!r})."
-        )
-    if len(dims) < 3:
-        return (_panel(one, value, dims, {}),)
-    facet = dims[0]
-    return tuple(
-        _panel(one.isel({facet: [i]}), value, dims[1:], {facet: label(one, facet, i)}) for i in range(one.sizes[facet])
-    )
-
-
-def _panel(one: "xarray.Dataset", value: Value, dims: list[str], facet: dict[str, str]) -> Panel:
-    title = "".join(f"{axis} {label}" for axis, label in facet.items())
-    every = [*facet, *dims]
-    array = np.asarray(one["effect"].transpose(*every).values, dtype=np.float64)
-    normalized = np.full(array.shape, math.nan)
-    if "normalized" in one:
-        normalized = np.asarray(one["normalized"].transpose(*every).values, dtype=np.float64)
-    shape = tuple(one.sizes[dim] for dim in dims)
-    full = (1,) * (2 - len(shape)) + shape
-    names = [cell_name(one, every, tuple(int(i) for i in index)) for index in np.ndindex(array.shape)]
-    single = effects_by_prompt(one, every)
-    labels = [tuple(label(one, dim, i) for i in range(one.sizes[dim])) for dim in dims]
-    return Panel(
-        values=(normalized if value == "normalized" else array).reshape(full),
-        effects=array.reshape(full),
-        normalized=normalized.reshape(full),
-        by_prompt=None if single is None else single.reshape(*full, single.shape[-1]),
-        row_axis=dims[0] if len(dims) == 2 else "",
-        column_axis=dims[-1] if dims else "",
-        rows=labels[0] if len(dims) == 2 else ("",),
-        columns=labels[-1] if dims else ("all",),
-        cells=tuple(tuple(names[r * full[1] : (r + 1) * full[1]]) for r in range(full[0])),
-        title=title,
-    )

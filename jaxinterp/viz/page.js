@@ -8,6 +8,16 @@ const text = (value) => {
   const written = size === 0 ? "0" : size >= 0.001 && size < 1000 ? value.toFixed(3) : value.toPrecision(3);
   return written.replace("-", "\u2212");
 };
+for (const view of data.views) {
+  if (view.sameAs === undefined) continue;
+  const first = data.views[view.sameAs];
+  for (const key of ["byPrompt", "baseByPrompt", "sourceByPrompt", "low", "high", "nulls", "inside", "draws"]) view[key] = first[key];
+}
+const largest = (lines) => {
+  let limit = 0;
+  for (const line of lines) for (const v of line) limit = Math.max(limit, Math.abs(v ?? 0));
+  return limit;
+};
 let shown = 0;
 let prompt = -1;
 let pinned = null;
@@ -21,13 +31,20 @@ function valueAt(view, i) {
 function paint(index) {
   const view = data.views[index];
   const values = view.names.map((_, i) => valueAt(view, i));
-  const limit = Math.max(...values.map((v) => (v === null ? 0 : Math.abs(v)))) || 1;
+  const limit = largest([values]) || 1;
   const root = document.querySelector(`.view[data-view="${index}"]`);
+  root.classList.toggle("single", prompt >= 0);
   for (const cell of all(".cell[data-i]", root)) {
     const value = values[+cell.dataset.i];
     cell.classList.toggle("nan", value === null);
     cell.classList.toggle("neg", value !== null && value < 0);
     cell.style.setProperty("--v", value === null ? 0 : (Math.abs(value) / limit).toFixed(4));
+    if (cell.classList.contains("bar")) {
+      const { zero, pixels } = cell.ownerSVGElement.dataset;
+      const size = Math.abs(value ?? 0) * pixels;
+      cell.setAttribute("height", Math.max(size, 0.1));
+      cell.setAttribute("y", value > 0 ? zero - size : zero);
+    }
   }
   for (const label of all(".value[data-i]", root)) {
     const value = values[+label.dataset.i];
@@ -53,35 +70,58 @@ function row(list, term, value) {
   list.append(dt, dd);
 }
 
-function dots(view, i) {
-  const values = view.byPrompt[i].filter((v) => v !== null);
-  const limit = Math.max(...view.byPrompt.flat().map((v) => Math.abs(v ?? 0))) || 1;
-  const at = (v) => (150 + (140 * v) / limit).toFixed(1);
-  const marks = values.map((v, n) => `<circle cx="${at(v)}" cy="${10 + ((n * 7) % 12)}" r="2.6"/>`).join("");
+// Single prompts (filled, upper lane), the null's draws (hollow, lower lane), the interval and the effect on one line.
+function strip(view, i) {
+  const prompts = view.byPrompt ? view.byPrompt[i] : [];
+  const nulls = view.nulls ? view.nulls[i] : [];
+  view.reach ??= largest([view.effects, view.low ?? [], view.high ?? []].concat(view.byPrompt ?? [], view.nulls ?? [])) || 1;
+  const at = (v) => (150 + (140 * v) / view.reach).toFixed(1);
+  const lane = (values, y, extra) => values.map((v, n) => (v === null ? "" : `<circle cx="${at(v)}" cy="${y + ((n * 5) % 9)}" r="2.6"${extra}/>`)).join("");
+  const low = view.low?.[i] ?? null;
+  const high = view.high?.[i] ?? null;
+  const line = low === null || high === null ? "" : `<path class="interval" d="M${at(low)} 23H${at(high)}M${at(low)} 19v8M${at(high)} 19v8"/>`;
   const holder = document.createElement("div");
-  holder.innerHTML = `<svg width="300" height="32" role="img" aria-label="effect by prompt"><line class="rule" x1="150" x2="150" y1="2" y2="30"/>` +
-    `<line class="grid" x1="10" x2="290" y1="16" y2="16"/><g class="blobs">${marks}</g></svg>`;
+  holder.innerHTML = `<svg width="300" height="46" role="img" aria-label="single prompts above, null draws below"><line class="rule" x1="150" x2="150" y1="1" y2="45"/>` +
+    `<line class="grid" x1="10" x2="290" y1="23" y2="23"/><g class="blobs">${lane(prompts, 5, "")}</g>` +
+    `<g>${lane(nulls, 32, ' class="hollow"')}</g>${line}` +
+    (view.effects[i] === null ? "" : `<circle cx="${at(view.effects[i])}" cy="23" r="4" fill="var(--ink)"/>`) + "</svg>";
   return holder.firstChild;
+}
+
+function readNull(list, view, i, unit) {
+  const nulls = view.nulls[i].filter((v) => v !== null);
+  if (!nulls.length) return;
+  row(list, "null", `${text(Math.min(...nulls))} to ${text(Math.max(...nulls))}${unit} in ${view.draws} draw${view.draws === 1 ? "" : "s"}`);
+  row(list, "against all nulls", view.inside[i] ? "inside" : "outside");
 }
 
 function read(index, i) {
   const view = data.views[index];
   const box = document.querySelector(`.view[data-view="${index}"] .reading`);
   box.replaceChildren();
+  box.dataset.cell = i;
   const name = document.createElement("div");
   name.className = "name";
   name.textContent = view.names[i];
   const list = document.createElement("dl");
   const unit = view.unit ? ` ${view.unit}` : "";
-  row(list, "effect", text(view.effects[i]) + unit);
-  if (view.source !== null) row(list, "normalized", text(view.normalized[i]));
-  row(list, "metric", `${text(view.base)} \u2192 ${text(view.effects[i] === null ? null : view.base + view.effects[i])}${unit}`);
-  if (view.byPrompt) {
-    const same = view.byPrompt[i].filter((v) => v !== null && Math.sign(v) === Math.sign(view.effects[i])).length;
-    row(list, "this sign in", `${same} of ${view.byPrompt[i].length} prompts`);
+  const single = prompt >= 0 && view.byPrompt;
+  const effect = single ? view.byPrompt[i][prompt] : view.effects[i];
+  const base = single ? view.baseByPrompt?.[prompt] ?? null : view.base;
+  row(list, single ? `effect in prompt ${prompt}` : "effect", text(effect) + unit);
+  if (single) row(list, "mean effect", text(view.effects[i]) + unit);
+  if (!single && view.low) row(list, "95 % interval", `${text(view.low[i])} to ${text(view.high[i])}${unit}`);
+  if (!single && view.source !== null) row(list, "normalized", text(view.normalized[i]));
+  if (base !== null) row(list, "metric", `${text(base)} \u2192 ${text(effect === null ? null : base + effect)}${unit}`);
+  if (single && view.sourceByPrompt) row(list, "source", text(view.sourceByPrompt[prompt]) + unit);
+  if (!single && view.nulls) readNull(list, view, i, unit);
+  if (!single && view.byPrompt) {
+    const there = view.byPrompt[i].filter((v) => v !== null);
+    const same = there.filter((v) => Math.sign(v) === Math.sign(view.effects[i])).length;
+    row(list, "this sign in", `${same} of ${there.length} prompts`);
   }
   box.append(name, list);
-  if (view.byPrompt) box.append(dots(view, i));
+  if (view.byPrompt || view.nulls || view.low) box.append(strip(view, i));
 }
 
 function mark(index, i, kind) {
@@ -138,6 +178,8 @@ if (chooser) {
   chooser.addEventListener("change", () => {
     prompt = +chooser.value;
     data.views.forEach((_, index) => paint(index));
+    const at = document.querySelector(".view.on .reading").dataset.cell;
+    read(shown, pinned ?? +at);
   });
 }
 for (const figure of all(".heads figure")) {

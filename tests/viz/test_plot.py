@@ -98,6 +98,53 @@ def test_undefined_cells_are_masked_and_a_flat_result_still_draws(make_effects):
     assert mesh(plot(effects).axes[0]).get_clim() == (-1.0, 1.0)
 
 
+def polygons(axes):
+    return [c for c in axes.collections if type(c).__name__ == "PolyCollection"]
+
+
+def test_cells_inside_the_null_are_small_and_the_color_bar_is_narrow_over_its_range(make_effects):
+    effects = make_effects(("layer", "head"), (4, 5), draws=6)
+    limit = np.abs(effects["null"].values).max()
+    inside = np.abs(effects["effect"].values) <= limit
+    assert 0 < inside.sum() < 20
+    figure = plot(effects, value="effect")
+    axes, bar = figure.axes
+    cover, small = polygons(axes)
+    assert len(cover.get_paths()) == len(small.get_paths()) == inside.sum()
+    centers = {tuple(np.rint(path.vertices[:4].mean(0)).astype(int)) for path in small.get_paths()}
+    assert centers == {(c, r) for r, c in np.argwhere(inside)}
+    assert np.ptp(small.get_paths()[0].vertices[:, 0]) == pytest.approx(0.5)
+    assert len(axes.texts) == (~inside).sum()  # small cells have no number
+    ends = sorted(line.get_ydata()[0] for line in bar.lines if len(line.get_ydata()) == 2)
+    assert ends == pytest.approx([-limit, limit])
+    note = "the largest of 6 draws over all 20 cells"
+    assert any(note in text for text in all_text(figure)) and "null" in all_text(figure)
+    assert not polygons(plot(effects.drop_vars("null")).axes[0])
+
+
+def test_bars_have_the_null_as_a_band_and_intervals_as_lines(make_effects):
+    effects = make_effects(("layer",), (6,), draws=4, interval=True)
+    effects["effect"].values[0] = 0.0
+    effects["normalized"].values[0] = 0.0
+    limit = np.abs(effects["null"].values).max()
+    axes = plot(effects, value="effect").axes[0]
+    bars, band = axes.patches[:6], axes.patches[6]
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((-limit, limit))
+    narrow = [bar.get_width() < 0.5 for bar in bars]
+    assert narrow == (np.abs(effects["effect"].values) <= limit).tolist() and narrow[0]
+    vertical = axes.collections[3].get_segments()  # over the light edge
+    np.testing.assert_allclose([s[0][1] for s in vertical], effects["low"].values, rtol=1e-6)
+    np.testing.assert_allclose([s[1][1] for s in vertical], effects["high"].values, rtol=1e-6)
+    low, high = axes.get_ylim()
+    assert low < min(-limit, effects["low"].values.min()) and high > max(limit, effects["high"].values.max())
+
+
+def test_sites_are_bars_one_under_the_other(make_effects):
+    figure = plot(make_effects(("site", "layer"), (3, 4), sites=["resid_pre", "attn.out", "mlp.out"], draws=2))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["resid_pre", "attn.out", "mlp.out"]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+
+
 def test_nothing_is_clipped(make_effects):
     for dims, shape, more in (
         (("layer", "head"), (2, 2), {}),
@@ -107,6 +154,9 @@ def test_nothing_is_clipped(make_effects):
         (("position",), (8,), {"tokens": TOKENS}),
         (("layer", "head", "position"), (5, 4, 8), {"tokens": TOKENS}),
         (("layer", "role"), (12, 1), {"roles": ["name"]}),
+        (("layer", "head"), (3, 3), {"draws": 2}),
+        (("cell",), (9,), {"draws": 2, "interval": True, "listed": {"layer": ["3+0"] * 9, "head": ["2+1"] * 9}}),
+        (("site", "layer"), (2, 9), {"draws": 2, "sites": ["resid_pre", "mlp.out"]}),
     ):
         figure = plot(make_effects(dims, shape, **more))
         figure.savefig(io.BytesIO(), format="png")  # runs the layout
