@@ -1,6 +1,8 @@
-"""Where a 260 K-parameter model keeps "girl or boy": `python -m experiments.sweep_stories260k.run --model ../shared/data/stories260k`.
+"""Where a model of 260 K parameters keeps "girl or boy".
 
-Head, residual-stream and MLP sweeps on real prompts, each compared with a loop over whole forward passes, as figures and results.json.
+    python -m experiments.sweep_stories260k.run --model ../shared/data/stories260k
+
+Head, residual-stream and MLP sweeps on real prompts, each compared with a loop over whole forward passes; figures, results.json.
 """
 
 import argparse
@@ -34,7 +36,7 @@ SWEEPS = {
 
 
 def make_pairs(lm, endings):
-    """Clean, corrupt [B, T], a mask, the last positions, and the ids of " she" and " he"; pairs that do not align are left out."""
+    """Clean, corrupt [B, T], a mask, the last positions, the ids of " she" and " he"; pairs that do not align are left out."""
     rows = [(lm.encode(CLEAN + end)[0].tolist(), lm.encode(CORRUPT + end)[0].tolist()) for end in endings]
     rows = [(a, b) for a, b in rows if len(a) == len(b)]
     lengths = np.array([len(a) for a, _ in rows])

@@ -34,5 +34,5 @@ def save_effects(
         effects.to_netcdf(partial, engine="h5netcdf")
     with atomic_file(files[1]) as partial:
         viz.plot(effects).savefig(partial, dpi=200)
-    viz.page(effects, files[2], title=title, notes=notes, prompts=prompts, patterns=patterns, tokens=tokens)
+    viz.sweep_page(effects, files[2], title=title, notes=notes, prompts=prompts, patterns=patterns, tokens=tokens)
     return files

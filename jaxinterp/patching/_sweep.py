@@ -179,6 +179,7 @@ def sweep(
         "op": op_name(op),
         **(provenance or {}),
         **bos_facts(tokenizer, todo.base, todo.mask),
+        **({"null": null, "draws": draws, "null_seed": seed} if null else {}),
     }
     texts = token_texts(tokenizer, todo)
     listed = coordinates(over, site) if is_list(over) else {}

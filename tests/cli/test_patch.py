@@ -132,3 +132,39 @@ def test_a_subset_of_layers_and_heads(cli, stories, pair, tmp_path):
     done = cli("patch", "--model", stories, *pair, "--layers", 2, 4, "--heads", 2, 6, "--out", tmp_path, "--json")
     cells = {row["cell"] for row in done.json()["metrics"][0]["ranked"]}
     assert cells == {"L2.H2", "L2.H6", "L4.H2", "L4.H6"}
+
+
+def test_a_plan_is_printed_and_nothing_is_run(cli, stories, pair, tmp_path):
+    done = cli("patch", "--model", stories, *pair, "--over", "layer,head", "--out", tmp_path / "out", "--plan")
+    assert done.code == 0, done.err
+    assert "cells that run" in done.out and "compiles" in done.out and "memory: budget" in done.out
+    assert not (tmp_path / "out").exists()
+    told = json.loads(
+        cli("patch", "--model", stories, *pair, "--over", "layer,head", "--plan", "--memory", 0.5, "--json").out
+    )
+    assert told["n_cells"] == 40 and told["flops"] < told["flops_whole_forwards"] and told["budget"] == 2**29
+
+
+def test_a_budget_that_holds_no_cell_names_one_that_does(cli, stories, pair, tmp_path):
+    done = cli("patch", "--model", stories, *pair, "--memory", 1e-6, "--out", tmp_path / "out")
+    assert done.code == 1 and "smallest that works" in done.err
+
+
+def test_finished_cells_are_kept_and_gone_on_from(cli, stories, pair, tmp_path):
+    call = ("patch", "--model", stories, *pair, "--over", "layer,head", "--out", tmp_path / "out", "--resume", "--json")
+    first, again = cli(*call), cli(*call)
+    assert first.code == again.code == 0, again.err
+    assert json.loads(first.out)["metrics"] == json.loads(again.out)["metrics"]
+    assert {p.name for p in (tmp_path / "out" / "cells").iterdir()} >= {"manifest.json", "values.npy", "done.log"}
+    other = cli(*call, "--op", "zero")
+    assert other.code == 1 and "another computation" in other.err
+    assert "op" in other.err
+
+
+def test_a_null_distribution_is_drawn(cli, stories, pair, tmp_path):
+    done = cli(
+        "patch", "--model", stories, *pair, "--over", "layer,head", "--out", tmp_path / "out", "--null", "directions"
+    )
+    assert done.code == 0, done.err
+    with xr.open_dataset(tmp_path / "out" / "effects.nc", engine="h5netcdf") as saved:
+        assert saved["null"].sizes["draw"] == 10 and {"low", "high"} <= set(saved)
