@@ -72,21 +72,24 @@ class Job:
         """The edits with shapes in place of arrays."""
         return jax.eval_shape(self.make_ops, self.params)
 
-    def placed(self) -> dict[str, Any]:
-        """The arrays that a compiled sweep takes besides the base run and the cells, on the mesh if there is one."""
-        ops = self.make_ops(self.params)
+    def readings(self) -> dict[str, Any]:
+        """What is read and how, on the mesh if there is one."""
         arrays = dict(
-            params=self.params, ops=ops, metrics=self.metrics, reads=self.geometry.reads, answers=self.answers,
-            columns=self.geometry.columns,
-        )  # fmt: skip
+            metrics=self.metrics, reads=self.geometry.reads, answers=self.answers, columns=self.geometry.columns
+        )
         if self.mesh is None:
             return arrays
-        by_prompt = functools.partial(place_prompts, mesh=self.mesh, n_prompts=len(self.geometry.positions))
-        ops = tuple(
+        return {key: place_prompts(value, self.mesh, len(self.tokens)) for key, value in arrays.items()}
+
+    def edits(self) -> tuple[Handler, ...]:
+        """The edits with their values, on the mesh if there is one."""
+        ops = self.make_ops(self.params)
+        if self.mesh is None:
+            return ops
+        by_prompt = functools.partial(place_prompts, mesh=self.mesh, n_prompts=len(self.tokens))
+        return tuple(
             dataclasses.replace(op, data=by_prompt(op.data), per_layer=by_prompt(op.per_layer, axis=1)) for op in ops
         )
-        out = {key: by_prompt(arrays[key]) for key in ("metrics", "reads", "answers", "columns")}
-        return {**out, "ops": ops, "params": put(self.params, self.mesh, PartitionSpec())}
 
 
 def place_prompts(tree: Any, mesh: Mesh, n_prompts: int, axis: int = 0) -> Any:
@@ -102,6 +105,8 @@ def place_prompts(tree: Any, mesh: Mesh, n_prompts: int, axis: int = 0) -> Any:
 def run_jobs(
     jobs: Sequence[Job],
     plan: Plan,
+    params: Params,
+    base: BaseRun,
     *,
     keep_logits: bool,
     finished: frozenset[int],
@@ -112,13 +117,13 @@ def run_jobs(
     Args:
         jobs: on the same base prompts.
         plan: of these jobs.
+        params, base: from `run_base`.
         keep_logits: also give the logits that each metric reads.
         finished: chunks that need not run.
         store: called with each finished chunk: its index, its job, the ids of its cells, and by name values [c, M, B] and logits
             of the metrics [c, B, P, n].
     """
     arrays: Any = None
-    base: Any = None
     running, before = -1, None
     for index, chunk in enumerate(plan.chunks):
         if index in finished:
@@ -126,8 +131,7 @@ def run_jobs(
         job = jobs[chunk.job]
         if chunk.job != running:
             arrays, running = None, chunk.job  # what the last job's edits brought goes before the next one's come
-            arrays = job.placed()
-            base = _placed_base(job, arrays["params"]) if base is None else base
+            arrays = {**job.readings(), "params": params, "ops": job.edits()}
         where, places = chunk_indices(job, chunk)
         if before is not None:  # one chunk at a time: two would take the memory of two
             jax.block_until_ready(before[-1])
@@ -142,12 +146,16 @@ def run_jobs(
         _hand_over(store, *before)
 
 
-def _placed_base(job: Job, params: Params) -> BaseRun:
-    tokens, mask = job.tokens, job.mask
+def run_base(job: Job) -> tuple[Params, BaseRun]:
+    """The parameters, and what a sweep keeps of its base run: of a plain function nothing but the prompts; on the mesh if any."""
+    params, tokens, mask = job.params, job.tokens, job.mask
     if job.mesh is not None:
         host = jax.tree.map(np.asarray, (tokens, mask))
         tokens, mask = place_prompts(host, job.mesh, len(job.tokens))
-    return base_of(job.model, params, tokens, mask)
+        params = put(params, job.mesh, PartitionSpec())
+    if isinstance(job.model, Model):
+        return params, base_run(job.model, params, tokens, mask)
+    return params, BaseRun(tokens=tokens, positions=None, inputs=None, keys_values=())
 
 
 def _hand_over(store: Any, job: Job, index: int, chunk: Chunk, result: Any) -> None:
@@ -238,8 +246,10 @@ def measure_run(
     return measure(logits, arrays["metrics"], arrays["columns"], narrow)
 
 
-def base_of(model: Forward, params: Params, tokens: Array, mask: Array | None) -> BaseRun:
-    """What a sweep keeps of its base run; of a plain function nothing but the prompts."""
-    if isinstance(model, Model):
-        return base_run(model, params, tokens, mask)
-    return BaseRun(tokens=tokens, positions=None, inputs=None, keys_values=())
+@functools.partial(jax.jit, static_argnames=("model", "narrow"))
+def measure_base(
+    model: Model, params: Params, base: BaseRun, arrays: dict[str, Any], *, narrow: bool
+) -> tuple[Float[Array, "M B"], list[Array]]:
+    """The same of a base run that is there already."""
+    rows = take_rows(base.inputs[-1], jnp.asarray(arrays["reads"]))
+    return measure(model.unembed(params, rows, tokens=arrays["answers"]), arrays["metrics"], arrays["columns"], narrow)

@@ -7,13 +7,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxinterp._errors import InputError
-from jaxinterp._typing import Array
-from jaxinterp.mesh import from_writer
-from jaxinterp.patching._engine import Job, measure_run, run_jobs
+from jaxinterp._typing import Params
+from jaxinterp.mesh import fetch, from_writer
+from jaxinterp.models import Model
+from jaxinterp.patching._cone import BaseRun
+from jaxinterp.patching._engine import Job, measure_base, measure_run, run_base, run_jobs
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._plan import Plan
 from jaxinterp.patching._prepare import Prepared
@@ -27,37 +28,40 @@ class Ends(NamedTuple):
         base: metrics of the base run [M, B].
         source: of the source run, or None.
         logits: of the base run what each metric reads, [B, P, n].
+        params, kept: the parameters and what the cells need of the base run, on the mesh if there is one.
     """
 
     base: np.ndarray
     source: np.ndarray | None
     logits: list[np.ndarray]
+    params: Params
+    kept: BaseRun
 
 
 def measure_ends(todo: Prepared) -> Ends:
     """The metrics of the base run and of the source run."""
     job = todo.jobs[0]
-    arrays = dict(metrics=job.metrics, reads=job.geometry.reads, answers=job.answers, columns=job.geometry.columns)
-
-    def of(tokens: Array, mask: Array | None, arrays: dict[str, Any], what: str) -> tuple[np.ndarray, list[np.ndarray]]:
-        values, logits = jax.tree.map(
-            np.asarray, measure_run(job.model, job.params, tokens, mask, arrays, narrow=job.is_narrow)
-        )
-        check_finite(values, todo.metrics, what)
-        return values, logits
-
-    base, logits = of(todo.base, todo.mask, arrays, "base")
+    how = dict(narrow=job.is_narrow)
+    params, kept = run_base(job)
+    if isinstance(job.model, Model):
+        measured = measure_base(job.model, params, kept, job.readings(), **how)
+    else:
+        measured = measure_run(job.model, params, kept.tokens, None, job.readings(), **how)
+    base, logits = fetch(measured)
+    check_finite(base, todo.metrics, "base")
     if todo.source is None:
-        return Ends(base, None, logits)
-    rows = todo.source.rows
+        return Ends(base, None, logits, params, kept)
+    rows, reads = todo.source.rows, job.geometry.reads
     if rows is not None:  # the metric reads where its positions are in the source
-        arrays = {**arrays, "reads": np.maximum(np.take_along_axis(rows, job.geometry.reads, 1), 0)}
-    source, _ = of(todo.source.tokens, todo.source.mask, arrays, "source")
+        reads = np.maximum(np.take_along_axis(rows, reads, 1), 0)
+    arrays = dict(metrics=job.metrics, reads=reads, answers=job.answers, columns=job.geometry.columns)
+    source = np.asarray(measure_run(job.model, job.params, todo.source.tokens, todo.source.mask, arrays, **how)[0])
+    check_finite(source, todo.metrics, "source")
     if rows is None and np.array_equal(np.asarray(todo.source.tokens), np.asarray(todo.base)):
         warnings.warn(
             "base and source are the same prompts: every effect of a patch is zero by construction.", stacklevel=3
         )
-    return Ends(base, source, logits)
+    return Ends(base, source, logits, params, kept)
 
 
 def run(
@@ -96,7 +100,7 @@ def run(
             records.write(index, job.rows[ids], named)
             advance(len(ids))
 
-        run_jobs(todo.jobs, plan, keep_logits=keep_logits, finished=finished, store=keep)
+        run_jobs(todo.jobs, plan, ends.params, ends.kept, keep_logits=keep_logits, finished=finished, store=keep)
         values, *logits = (np.asarray(from_writer(records.read(name))) for name in arrays)
     ran = np.zeros(n, bool)
     for chunk in plan.chunks:

@@ -45,8 +45,8 @@ def test_the_work_is_shared_without_communication(problem):
     nothing = dict(mask=None, source_mask=None, positions=None, roles=None, null=None)
     todo = _prepare.prepare(model, params, **args, op=ji.patch, **nothing, mesh=mesh)
     plan, job = _prepare.make_plan(todo, None), todo.jobs[0]
-    arrays = job.placed()
-    base = _engine._placed_base(job, arrays["params"])
+    params, base = _engine.run_base(job)
+    arrays = {**job.readings(), "params": params, "ops": job.edits()}
     shards = lambda x: {shard.data.shape for shard in x.addressable_shards}
     assert shards(base.inputs) == {(4, 2, 6, 8)}  # two of four prompts on each device
     assert shards(arrays["ops"][0].per_layer) == {(3, 2, 6, 4, 4)}
