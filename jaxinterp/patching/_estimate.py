@@ -38,15 +38,18 @@ def job_costs(job: Job, stop: int, memory: int | None) -> Costs:
     logits = 3 * 4 * job.geometry.reads.size * (_outputs(job) if job.answers is None else job.answers.shape[1])
     if isinstance(model, Model):
         held += tree_bytes(jax.eval_shape(functools.partial(base_run, model), job.params, job.tokens, job.mask))
-        fixed = 3 * max(tree_bytes(s) // jax.tree.leaves(s)[0].shape[0] for s in job.params["blocks"]) // 2
+        weights = max(tree_bytes(s) // jax.tree.leaves(s)[0].shape[0] for s in job.params["blocks"])
+        fixed = 3 * weights // 2
         row = 2.0 * b * sum(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(job.params["blocks"][0]))
         by_rows = functools.cache(lambda rows: (block_bytes(model, job.params, b, rows, stop) + logits) // deep)
     else:
         table = [s for s in sites(model, job.params, job.tokens) if s.name not in _LARGE_ON_DEMAND]
         whole = (sum(s.bytes // (s.n_layers or 1) for s in table) + 3 * 4 * b * t * _outputs(job)) // deep
-        fixed, row, by_rows = 0, 0.0, lambda rows: whole
+        fixed, weights, row, by_rows = 0, 0, 0.0, lambda rows: whole
     budget = default_budget() if memory is None else memory
-    return Costs(base=held // deep, fixed=fixed, cell=by_rows, row=row, budget=budget, mesh=(wide, deep))
+    return Costs(
+        base=held // deep, fixed=fixed, cell=by_rows, row=row, weights=weights, budget=budget, mesh=(wide, deep)
+    )
 
 
 def _outputs(job: Job) -> int:

@@ -122,6 +122,7 @@ class Costs:
         fixed: bytes of a compiled sweep besides its cells.
         cell: bytes of one cell, by its number of rows.
         row: floating-point operations of one layer on one row of all prompts.
+        weights: bytes of a layer, which each call reads once for each layer.
         budget: bytes.
         mesh: sizes of the axes "cells" and "prompts".
     """
@@ -130,6 +131,7 @@ class Costs:
     fixed: int
     cell: Any
     row: float
+    weights: int
     budget: int
     mesh: tuple[int, int] = (1, 1)
 
@@ -178,7 +180,9 @@ def make_chunks(
         first = np.minimum(first, stop - 1)
         layers = np.where(found.stage[ids] < 0, 0, found.stage[ids])
         kept = [s for s in held if s.stage == stage and s.stop == stop and s.stages == stages]
-        starts = _starts(first, costs.row * (n_layers + 1 - layers), [s.start for s in kept])
+        depth = n_layers + 1 - np.unique(layers)
+        each = _device_flops().compile + _device_flops().a_byte * costs.weights * depth.sum()
+        starts = _starts(first, costs.row * (n_layers + 1 - layers), [s.start for s in kept], each)
         for begin in sorted(set(starts)):
             inside = starts == begin
             rows = stop - begin if stage != "final" else 1
@@ -195,8 +199,8 @@ def _stage_mask(stage: np.ndarray, name: str, n_layers: int) -> np.ndarray:
     return stage >= n_layers if name == "final" else (stage >= 0) & (stage < n_layers)
 
 
-def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int]) -> np.ndarray:
-    """For each cell the row where its bucket begins: at most four, each saving more operations than its compile costs time."""
+def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int], each: float = 0.0) -> np.ndarray:
+    """For each cell the row where its bucket begins: at most four buckets, each saving more operations than it costs, `each`."""
     if held and first.min() >= min(held):
         legal = np.sort(np.asarray(held))
         return legal[np.searchsorted(legal, first, side="right") - 1]
@@ -212,7 +216,7 @@ def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int]) -> np.nd
         every = np.where(np.arange(n + 1)[:, None] < np.arange(n + 1)[None, :], best[:, None] + waste, np.inf)
         cuts.append(every.argmin(0))
         best = every.min(0)
-        costs.append(best[n] + len(cuts) * _compile_flops())
+        costs.append(best[n] + len(cuts) * each)
     cuts = cuts[: int(np.argmin(costs)) + 1]
     begins, j = [], n
     for cut in reversed(cuts):
@@ -222,9 +226,15 @@ def _starts(first: np.ndarray, weight: np.ndarray, held: Sequence[int]) -> np.nd
     return legal[np.searchsorted(legal, first, side="right") - 1]
 
 
-def _compile_flops() -> float:
-    """What a device computes, roughly, while one more sweep is compiled."""
-    return 1e11 if jax.default_backend() == "cpu" else 3e13
+class _Device(NamedTuple):
+    """Operations that a device does, roughly, while one more sweep is compiled, and while it reads a byte of memory."""
+
+    compile: float
+    a_byte: float
+
+
+def _device_flops() -> _Device:
+    return _Device(compile=1e11, a_byte=20.0) if jax.default_backend() == "cpu" else _Device(compile=3e13, a_byte=200.0)
 
 
 def _of_bucket(
