@@ -104,7 +104,7 @@ def make_cells(over: Any, *, shape: SiteShape, roles: Mapping[str, Any] | None =
 def list_cells(
     cells: Sequence[Any], *, site: str | None, table: Any, roles: Mapping[str, Any] | None = None
 ) -> list[tuple[np.ndarray, Cells]]:
-    """Cells that are listed one by one, grouped by the sites that they edit, with the places of each group in the list.
+    """Cells that are listed one by one, grouped by what they edit (sites and axes), with the places of each group in the list.
 
     Args:
         cells: mappings from axis (and "site") to an index or a block of indices, or lists of such mappings, for several edits
@@ -128,34 +128,23 @@ def list_cells(
             f"not understood: {'; '.join(faults[:5])}. A cell is a mapping such as {{'layer': 3, 'head': 1}}, or a list of them, "
             f"with at least one of {', '.join(AXES)} (position or role) and, unless the sweep has one, a 'site'."
         )
-    groups: dict[tuple[str, ...], list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for i, parts in enumerate(rows):
-        groups.setdefault(tuple(part["site"] for part in parts), []).append(i)
-    return [(np.asarray(ids), _group(sites, [rows[i] for i in ids], table, roles)) for sites, ids in groups.items()]
+        groups.setdefault(tuple((part["site"], *(a for a in AXES if a in part)) for part in parts), []).append(i)
+    return [(np.asarray(ids), _group([rows[i] for i in ids], table, roles)) for ids in groups.values()]
 
 
-def _group(sites: tuple[str, ...], rows: list[list[dict[str, Any]]], table: Any, roles: Any) -> Cells:
-    """Cells with the same sites. What some cell leaves out, and another names, is all there is."""
-    parts = []
+def _group(rows: list[list[dict[str, Any]]], table: Any, roles: Any) -> Cells:
+    """Cells whose parts have the same sites and name the same axes."""
+    parts, sites = [], tuple(part["site"] for part in rows[0])
     for j, name in enumerate(sites):
-        shape, places = table[name], [row[j] for row in rows]
         part: dict[str, Any] = {}
-        for axis in AXES:
-            if not any(axis in p for p in places):
-                continue
-            if axis == "role" and not all("role" in p for p in places):
-                raise InputError(
-                    "some cells name a role and others none; give position instead, or a role in each cell."
-                )
-            blocks = [_blocks(axis, [p[axis]] if axis in p else None, shape, roles) for p in places]
-            chosen = [
-                tuple(i for b in bs for i in b) if axis not in p else bs[0]
-                for bs, p in zip(blocks, places, strict=True)
-            ]
+        for axis in [a for a in AXES if a in rows[0][j]]:
+            blocks = [_blocks(axis, [row[j][axis]], table[name], roles)[0] for row in rows]
             if axis == "role":
-                part["position"] = _role_positions(chosen, roles)
+                part["position"] = _role_positions(blocks, roles)
             else:
-                part[axis] = _even(chosen)
+                part[axis] = _even(blocks)
         parts.append(part)
     return Cells(axes=(("cell", len(rows)),), labels=(tuple(range(len(rows))),), sites=sites, parts=tuple(parts))
 
@@ -221,9 +210,16 @@ def _role_blocks(wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None)
         raise InputError(f"site {shape.name!r} has axes {shape.axes!r} and so no positions; leave role out of over.")
     values = list(roles) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
     blocks = [(value,) if isinstance(value, str) else tuple(value) for value in values]
+    n_prompts = shape.shape[shape.axes.index("B")]
     for name in (name for block in blocks for name in block):
         if name not in roles:
             raise InputError(f"no role {name!r}. {closest(name, roles)}")
+        rows = np.asarray(roles[name])
+        if rows.shape != (n_prompts,) or not np.issubdtype(rows.dtype, np.integer) or (rows < 0).any():
+            raise InputError(
+                f"role {name!r} is {rows.dtype}{list(rows.shape)}; give its position in each prompt, integers from 0, "
+                f"[{n_prompts}]."
+            )
     return blocks
 
 

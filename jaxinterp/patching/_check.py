@@ -79,6 +79,21 @@ def _mapped_rows(base: Array, mask: Any, source: Array, source_mask: Any, positi
     return rows
 
 
+def check_mapped(metrics: Mapping[str, Metric], base: Array, mask: Any, origin: Source | None) -> None:
+    """Refuses metrics that read a position without a counterpart in the source."""
+    if origin is None or origin.rows is None:
+        return
+    own = np.broadcast_to(np.asarray(token_positions(base, mask, None)), base.shape)
+    for name, m in metrics.items():
+        read = (own[:, :, None] == np.asarray(m.positions)[:, None, :]).any(2)
+        lost = np.flatnonzero((read & (origin.rows < 0)).any(1))
+        if len(lost):
+            raise InputError(
+                f"metric {name!r} reads a position of prompts {lost[:10].tolist()} that positions= maps to nothing (-1), so the "
+                "source run's metric is not defined. Map the positions that are read."
+            )
+
+
 def check_mesh(mesh: Any, base: Array) -> None:
     if mesh is None:
         return

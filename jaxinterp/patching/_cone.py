@@ -296,8 +296,3 @@ def unembed_cells(work: Work, x: Array, where: Any) -> Array:
 
 def _segment_sizes(params: Params) -> list[int]:
     return [jax.tree.leaves(segment)[0].shape[0] for segment in params["blocks"]]
-
-
-def with_rows_before(logits: Array, base: Array, reads: Array, start: int) -> Array:
-    """The logits [C, B, U, n] with the base run's [B, U, n] at rows before the computed ones."""
-    return jnp.where((reads < start)[None, :, :, None], base[None].astype(logits.dtype), logits) if start else logits

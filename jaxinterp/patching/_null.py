@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Params
-from jaxinterp.patching._ops import Forward, Source, captured, resolve
-from jaxinterp.tap import Handler, SiteShape, patch
+from jaxinterp.patching._ops import Forward, Source, bring, captured, resolve
+from jaxinterp.tap import Handler, SiteShape
 
 Kind = Literal["prompts", "directions"]
 
@@ -89,15 +89,13 @@ def null_ops(
     """The edit of one draw, counted from 1: a patch that brings its values."""
     own = captured(model, shape.name, params, base, mask)
     if null.kind == "prompts":
-        values = jnp.take(
-            own, jnp.asarray(null.order[draw - 1]), axis=shape.axes.index("B") + (shape.n_layers is not None)
-        )
-    else:
-        real = resolve(model, params, base, mask, origin, shape, op)
-        target = real.data["value"] if shape.n_layers is None else real.per_layer
-        key = jax.random.fold_in(jax.random.key(null.seed), draw)
-        values = _turned(own, target, jax.random.fold_in(key, sum(map(ord, shape.name))))
-    return patch(shape.name, values) if shape.n_layers is None else patch(shape.name, per_layer=values)
+        axis = shape.axes.index("B") + (shape.n_layers is not None)
+        return bring(shape, jnp.take(own, jnp.asarray(null.order[draw - 1]), axis=axis))
+    real = resolve(model, params, base, mask, origin, shape, op)
+    target = real.data["value"] if shape.n_layers is None else real.per_layer
+    key = jax.random.fold_in(jax.random.key(null.seed), draw)
+    values = _turned(own, target, jax.random.fold_in(key, sum(map(ord, shape.name))))
+    return bring(shape, values, real.data.get("rows"))
 
 
 @jax.jit

@@ -41,6 +41,11 @@ def make_handler(op: Callable[..., Handler], site: str) -> Handler:
             f"op={op!r} made {made!r} from site {site!r}; give patch, zero, mean or functools.partial(add, value=...), ..., a "
             "function that makes an edit of that site."
         )
+    if isinstance(made.data, dict) and made.data.get("where"):
+        raise InputError(
+            f"op={op!r} chooses {', '.join(made.data['where'])} itself; which places are edited is said by over=. Leave it out "
+            "of op."
+        )
     return made
 
 
@@ -69,10 +74,17 @@ def resolve(
         assert source is not None
         values = captured(model, shape.name, params, source.tokens, source.mask)
         if source.rows is not None:
-            values = _aligned(values, captured(model, shape.name, params, base, mask), source.rows, shape)
+            return bring(shape, _aligned(values, source.rows, shape), source.rows >= 0)
     else:
         values = _applied(op, captured(model, shape.name, params, base, mask), shape, base, mask)
-    return patch(shape.name, values) if shape.n_layers is None else patch(shape.name, per_layer=values)
+    return bring(shape, values)
+
+
+def bring(shape: SiteShape, values: Array, rows: Any = None) -> Handler:
+    """A patch with the values of a whole run, [L, B, T, ...] or [B, T, ...], at all rows or at some [B, T]."""
+    if shape.n_layers is None:
+        return patch(shape.name, values, rows=rows)
+    return patch(shape.name, per_layer=values, rows=rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "site"))
@@ -83,20 +95,18 @@ def captured(model: Forward, site: str, params: Params, tokens: Array, mask: Arr
     return run(model, capture(site))(params, tokens)[1][site]
 
 
-def _aligned(values: Array, own: Array, rows: Any, shape: SiteShape) -> Array:
-    """The source's values at the base's rows; the base's own where the source has none."""
+def _aligned(values: Array, rows: Any, shape: SiteShape) -> Array:
+    """The source's values at the base's rows; anything where the source has none."""
     if "S" in shape.axes:
         raise InputError(
             f"positions= moves rows, but site {shape.name!r} has axes {shape.axes}: its key positions (S) would have to move "
             "too. Choose another site."
         )
     axis = shape.axes.index("T") + (shape.n_layers is not None)
-    index = jnp.asarray(rows)
+    index = jnp.maximum(jnp.asarray(rows), 0)
     lead = [1] * values.ndim
     lead[axis - 1], lead[axis] = index.shape  # every site with rows has B before T
-    index = index.reshape(lead)
-    taken = jnp.take_along_axis(values, jnp.maximum(index, 0), axis=axis)
-    return jnp.where(jnp.broadcast_to(index >= 0, taken.shape), taken, own)
+    return jnp.take_along_axis(values, index.reshape(lead), axis=axis)
 
 
 @functools.partial(jax.jit, static_argnames="shape")

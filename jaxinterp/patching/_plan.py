@@ -243,6 +243,11 @@ def _of_bucket(
     groups = [(int(layer), ids[layers == layer]) for layer in np.unique(layers)]
     rows = 1 if suffix.stage == "final" else suffix.stop - suffix.start
     size = held[0] if held else _chunk_size(np.array([len(g) for _, g in groups]), rows, costs)
+    if size % costs.mesh[0]:
+        raise InputError(
+            f"the plan runs {size} cells side by side, which do not divide among the mesh's {costs.mesh[0]} devices for cells. "
+            "Make the plan with the same mesh."
+        )
     suffix = suffix._replace(chunk=size)
     out = []
     for layer, group in groups:

@@ -14,7 +14,15 @@ from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Params
 from jaxinterp.models import Model, check_tokens, token_positions
 from jaxinterp.patching._cells import Cells, is_list, list_cells, make_cells
-from jaxinterp.patching._check import as_tokens, check_mesh, check_metrics, differing_rows, make_source, named_metrics
+from jaxinterp.patching._check import (
+    as_tokens,
+    check_mapped,
+    check_mesh,
+    check_metrics,
+    differing_rows,
+    make_source,
+    named_metrics,
+)
 from jaxinterp.patching._engine import Job
 from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
@@ -90,11 +98,17 @@ def prepare(
         )
     check_metrics(model, base, mask, metrics)
     origin = make_source(model, base, mask, source, source_mask, positions)
+    check_mapped(metrics, base, mask, origin)
     if op is patch and origin is None:
         raise InputError("op=patch needs source, the prompts to patch from. (For ablations: op=zero, op=mean.)")
     table = sites(model.forward if isinstance(model, Model) else model, params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
+    if null is not None and null.kind == "directions" and any("S" in table[n].axes for _, g in groups for n in g.sites):
+        raise InputError(
+            "null='directions' turns a change in a space of features; attention scores and patterns have none (a pattern sums "
+            "to 1, over the past alone). Use null='prompts', or sweep attn.q, attn.k or attn.z."
+        )
     measured = tuple(metrics.values())
     jobs: list[Job] = []
     found: list[Reach] = []
@@ -102,10 +116,15 @@ def prepare(
         stages = tuple(_stage(model, table, name) for name in group.sites)
         # The draws of a null distribution differ in what they bring, not in where they can bring it.
         for draws in (range(1), range(1, 1 + (null.draws if null else 0))):
-            geometry = _geometry(model, base, mask, origin, measured, group, op, null if draws.start else None)
+            geometry = _geometry(model, base, mask, origin, measured, group, stages, op, null if draws.start else None)
             reached = _reach(model, group, geometry, stages)
+            if geometry.reads_all and not reached.there.all():
+                raise InputError(
+                    f"op={op!r} depends on all prompts at once, but some prompt does not have the position of some cell. Leave "
+                    "such prompts or positions out, or patch means that were taken before."
+                )
             for draw in draws:
-                ops = functools.partial(_ops, model, base, mask, origin, group, table, op, null, draw)
+                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, null, draw)
                 jobs.append(
                     Job(
                         model=model,
@@ -164,14 +183,23 @@ def _n_layers(model: Forward) -> int:
     return model.config.n_layers if isinstance(model, Model) else 0
 
 
+def _edit_one_layer(cells: Cells, stages: tuple[str, ...]) -> np.ndarray:
+    """[n], whether a cell is one edit at one layer."""
+    n, layers = len(cells), cells.parts[0].get("layer")
+    if len(cells.parts) > 1:
+        return np.zeros(n, bool)
+    return np.full(n, stages[0] in ("embed", "final")) if layers is None else (layers == layers[:, :1]).all(1)
+
+
+def _is_live(op: Any, cells: Cells, stages: tuple[str, ...]) -> bool:
+    """Whether the op has to be applied in each run: a second edit finds what the first one left, not what the base run has."""
+    return op is not patch and not _edit_one_layer(cells, stages).all()
+
+
 def _kinds(job: Job) -> tuple[np.ndarray, int]:
     """Which cells edit one layer only; and how many rows a cell edits, if its others stay the base's until the next layer."""
-    n, cells = len(job.cells), job.cells
-    if len(cells.parts) > 1:
-        return np.zeros(n, bool), 0
+    cells, single = job.cells, _edit_one_layer(job.cells, job.stages)
     part, in_block = cells.parts[0], job.stages == ("block",)
-    layers = part.get("layer")
-    single = np.full(n, not in_block) if layers is None else (layers == layers[:, :1]).all(1)
     local = in_block and single.all() and is_local(cells.sites[0]) and job.geometry.causal
     return single, part["position"].shape[-1] if local and "position" in part else 0
 
@@ -189,8 +217,11 @@ def _reach(model: Forward, cells: Cells, geometry: Geometry, stages: tuple[str, 
     if isinstance(model, Model):
         return reach(cells, geometry, stages, model.config.n_layers)
     n, b = len(cells), len(geometry.positions)  # every cell of a plain function runs
-    nothing, everything = np.zeros(n, np.int32), np.ones((n, b), bool)
-    return Reach(stage=nothing, first=nothing, reaches=everything, there=everything)
+    nothing, there = np.zeros(n, np.int32), np.ones((n, b), bool)
+    for part in cells.parts:
+        if "position" in part:
+            there &= (geometry.rows_at(part["position"]) >= 0).all(2)
+    return Reach(stage=nothing, first=nothing, reaches=np.ones((n, b), bool), there=there)
 
 
 def _cells(over: Any, site: str | None, table: SiteTable, roles: Any) -> tuple[Cells, list[tuple[np.ndarray, Cells]]]:
@@ -213,6 +244,7 @@ def _geometry(
     origin: Source | None,
     metrics: Sequence[Metric],
     cells: Cells,
+    stages: tuple[str, ...],
     op: Any,
     null: Null | None,
 ) -> Geometry:
@@ -224,7 +256,7 @@ def _geometry(
         if null is not None:
             differs = null.differs(np.asarray(base), differs)
     geometry = make_geometry(positions, [np.asarray(m.positions) for m in metrics], differs, causal)
-    everywhere = len(cells.parts) > 1 and op is not patch and _reads_all(op, cells)
+    everywhere = _is_live(op, cells, stages) and _reads_all(op, cells)
     if null is None and op is patch and origin is not None and origin.rows is not None:
         geometry = dataclasses.replace(geometry, mapped=origin.rows >= 0)
     return geometry.bounded(
@@ -248,6 +280,7 @@ def _ops(
     mask: Any,
     origin: Source | None,
     cells: Cells,
+    stages: tuple[str, ...],
     table: SiteTable,
     op: Any,
     null: Null | None,
@@ -261,10 +294,10 @@ def _ops(
             assert null is not None
             handler = None if op is patch else make_handler(op, name)
             made.append(null_ops(null, draw, model, params, base, mask, origin, table[name], handler))
-        elif op is patch or len(cells.parts) == 1:
+        elif not _is_live(op, cells, stages):
             made.append(
                 resolve(model, params, base, mask, origin, table[name], None if op is patch else make_handler(op, name))
             )
-        else:  # a second edit finds what the first one left, so it is applied where it stands
+        else:
             made.append(make_handler(op, name))
     return tuple(made)

@@ -44,6 +44,7 @@ class Geometry:
         causal: whether a row sees only rows up to itself.
         start: the first row that is computed for all cells; None: as each cell allows.
         stop: behind the last row that is computed.
+        reads_all: whether an edit depends on all rows of the run that it edits.
     """
 
     positions: np.ndarray
@@ -54,6 +55,7 @@ class Geometry:
     mapped: np.ndarray | None = None
     start: int | None = None
     stop: int = 0
+    reads_all: bool = False
 
     @property
     def n_rows(self) -> int:
@@ -76,6 +78,7 @@ class Geometry:
         out = dataclasses.replace(self, start=0 if all_rows else None, stop=stop)
         if not read_all:
             return out
+        out = dataclasses.replace(out, reads_all=True)
         every = np.broadcast_to(np.arange(self.n_rows, dtype=np.int32), self.positions.shape)
         columns = tuple(
             np.where(c >= 0, np.take_along_axis(self.reads, np.maximum(c, 0), 1), -1).astype(np.int32)
@@ -93,12 +96,12 @@ class Geometry:
         wanted = np.broadcast_to(wanted, (len(wanted), b, wanted.shape[2]))
         return table[np.arange(b)[None, :, None], np.minimum(wanted, self.n_rows)]
 
-    def changed(self, site: str, layer: int) -> np.ndarray:
-        """[B, T]: rows of a site at which the edit can bring something else than the base run has."""
+    def changed(self, site: str, highest: int) -> np.ndarray:
+        """[B, T]: rows of a site, up to a layer, at which the edit can bring something else than the base run has."""
         real = self.positions >= 0 if self.mapped is None else (self.positions >= 0) & self.mapped
         if self.differs is None:
             return real
-        if site in _BY_TOKEN and layer <= 0:
+        if site in _BY_TOKEN and highest <= 0:
             return real & self.differs
         if self.causal:
             return real & np.logical_or.accumulate(self.differs, axis=1)
@@ -164,10 +167,19 @@ def reach(cells: Cells, geometry: Geometry, stages: Sequence[str], n_layers: int
         rows = geometry.rows_at(part["position"]) if "position" in part else None
         if rows is not None:
             there &= (rows >= 0).all(2)
-        for low in np.unique(at.min(1)):
-            ids = np.flatnonzero(at.min(1) == low)
+        high = np.minimum(at.max(1), 1)  # of the highest layer it matters whether it is above the first
+        for highest in np.unique(high):
+            ids = np.flatnonzero(high == highest)
             _add_part(
-                geometry, site, int(low), n_layers, at[ids], None if rows is None else rows[ids], ids, first, reaches
+                geometry,
+                site,
+                int(highest),
+                n_layers,
+                at[ids],
+                None if rows is None else rows[ids],
+                ids,
+                first,
+                reaches,
             )
         stage = np.minimum(stage, at.min(1))
     first = np.where(reaches, first, geometry.n_rows)
@@ -184,7 +196,7 @@ def _layers(part: Any, stage: str, n_layers: int, n: int) -> np.ndarray:
 def _add_part(
     geometry: Geometry,
     site: str,
-    low: int,
+    highest: int,
     n_layers: int,
     at: np.ndarray,
     rows: np.ndarray | None,
@@ -192,8 +204,8 @@ def _add_part(
     first: Any,
     reaches: Any,
 ) -> None:
-    """Adds a part of the cells `ids`, whose lowest layer is `low`, to the first rows and to what is reached."""
-    changed, is_read = geometry.changed(site, low), geometry.is_read
+    """Adds a part of the cells `ids`, whose highest layer is `highest` (1: above the first), to first rows and to reaches."""
+    changed, is_read = geometry.changed(site, highest), geometry.is_read
     t, b = geometry.n_rows, len(changed)
     last_read = geometry.reads.max(1)
     if rows is None:

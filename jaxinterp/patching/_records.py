@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
+import types
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,17 +90,22 @@ def _as_suffix(row: list[Any]) -> Suffix:
 
 
 def facts_of(prepared: Prepared, plan: Plan, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Whatever changes a result or the cut into chunks, as JSON; of arrays a checksum."""
+    """Whatever changes a result or the cut into chunks, as JSON; of arrays and functions a checksum."""
     job = prepared.jobs[0]
     config = getattr(job.model, "config", None)
     source = prepared.source
     return {
-        "model": repr(config) if config is not None else getattr(job.model, "__qualname__", repr(job.model)),
+        "model": describe(job.model) if config is None else repr(config),
+        "model functions": describe(job.model),
         "params": checksum(job.params),
         "base": checksum((prepared.base, prepared.mask)),
         "source": None if source is None else checksum(tuple(source)),
-        "metric": {name: checksum(jax.tree.map(np.asarray, m)) for name, m in prepared.metrics.items()},
-        "cells": [list(map(list, prepared.cells.axes)), checksum([(j.rows, j.cells.parts) for j in prepared.jobs])],
+        "metric": {name: describe(metric) for name, metric in prepared.metrics.items()},
+        "cells": [
+            list(map(list, prepared.cells.axes)),
+            [list(sites) for sites in dict.fromkeys(job.cells.sites for job in prepared.jobs)],
+            checksum([(job.rows, job.cells.parts) for job in prepared.jobs]),
+        ],
         **about,
         "compiled": [list(suffix) for suffix in plan.suffixes],
         "devices": [jax.devices()[0].platform, jax.device_count(), *plan.mesh],
@@ -105,20 +113,51 @@ def facts_of(prepared: Prepared, plan: Plan, about: Mapping[str, Any]) -> dict[s
     }
 
 
-_SAMPLE = 1 << 20
+_DEEP = 8
+
+
+def describe(thing: Any, depth: int = 0) -> str:
+    """What a function, a bundle of functions or an edit computes, as far as its code and its values tell."""
+    inside = lambda *parts: ", ".join(describe(part, depth + 1) for part in parts)
+    if depth > _DEEP:
+        return type(thing).__qualname__
+    if isinstance(thing, functools.partial):
+        return f"partial({inside(thing.func, thing.args, thing.keywords)})"
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = (f"{f.name}={inside(getattr(thing, f.name))}" for f in dataclasses.fields(thing))
+        return f"{type(thing).__qualname__}({', '.join(fields)})"
+    if isinstance(thing, types.FunctionType):
+        held = [cell.cell_contents for cell in thing.__closure__ or ()]
+        return f"{thing.__module__}.{thing.__qualname__}:{_code(thing.__code__)}({inside(*held)})"
+    if isinstance(thing, Mapping):
+        return "{" + ", ".join(f"{key}: {inside(value)}" for key, value in thing.items()) + "}"
+    if isinstance(thing, (list, tuple)):
+        return f"[{inside(*thing)}]"
+    if hasattr(thing, "dtype"):
+        return checksum(thing)
+    if isinstance(thing, (str, int, float, bool, type(None))):
+        return repr(thing)
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+def _code(code: types.CodeType) -> str:
+    def constant(c: Any) -> str:
+        if isinstance(c, types.CodeType):
+            return _code(c)
+        return repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c)  # a set has no order of its own
+
+    return f"{zlib.crc32(code.co_code + repr((list(map(constant, code.co_consts)), code.co_names)).encode()):08x}"
+
+
+_WHOLE = 1 << 30
 
 
 def checksum(tree: Any) -> str:
-    """A checksum of the arrays of a tree and of their shapes; of large ones a million numbers count."""
+    """A checksum of the arrays of a tree and of their shapes; of an array above a GiB evenly spaced numbers count."""
     code = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = (
-            np.asarray(jax.device_get(leaf[: _rows(leaf)])) if getattr(leaf, "size", 0) > _SAMPLE else np.asarray(leaf)
-        )
+        step = 1 + getattr(leaf, "nbytes", 0) // _WHOLE
+        array = np.asarray(leaf if step == 1 else leaf.reshape(-1)[::step])
         code = zlib.crc32(f"{jax.tree_util.keystr(path)} {array.dtype} {np.shape(leaf)}".encode(), code)
         code = zlib.crc32(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b"", code)
     return f"{code:08x}"
-
-
-def _rows(leaf: Any) -> int:
-    return max(1, _SAMPLE // max(1, leaf.size // leaf.shape[0]))

@@ -14,7 +14,7 @@ from jaxinterp.patching._null import make_null
 from jaxinterp.patching._ops import Forward, make_handler
 from jaxinterp.patching._plan import Plan
 from jaxinterp.patching._prepare import Prepared, as_tokens, make_plan, prepare
-from jaxinterp.patching._records import checksum, stored_suffixes
+from jaxinterp.patching._records import describe, stored_suffixes
 from jaxinterp.patching._result import dataset
 from jaxinterp.patching._run import measure_ends, run
 from jaxinterp.tap import Handler, patch
@@ -168,10 +168,14 @@ def sweep(
         model, params, base=base, source=source, site=site, over=over, metric=metric, op=op, mask=mask,
         source_mask=source_mask, positions=positions, roles=roles, null=chance, mesh=mesh,
     )  # fmt: skip
+    if plan is not None and memory is not None:
+        raise InputError(
+            "plan and memory are both given, but a plan was made for its own budget. Give memory to plan() instead."
+        )
     held = plan.suffixes if plan is not None else stored_suffixes(store)
     steps = make_plan(todo, memory, held)
     ends = measure_ends(todo)
-    about = {"site": site, "op": op_name(op), "data": _op_data(op, todo), "null": null and [null, draws, seed]}
+    about = {"site": site, "op": op_name(op), "edit": _edit_facts(op, todo), "null": null and [null, draws, seed]}
     with bar(steps.n_run, site or "cells", progress) as advance:
         values, logits = run(todo, steps, ends, store=store, about=about, keep_logits="logits" in keep, advance=advance)
     attributes = {
@@ -207,9 +211,9 @@ def _several_sites(
     return joined.assign_attrs(site=", ".join(sites))
 
 
-def _op_data(op: Any, todo: Prepared) -> str | None:
-    """A checksum of what the edit brings, for the store."""
+def _edit_facts(op: Any, todo: Prepared) -> str | None:
+    """What the edit does and brings, for the store."""
     if op is patch:
         return None
     names = dict.fromkeys(name for job in todo.jobs for name in job.cells.sites)
-    return checksum([make_handler(op, name) for name in names])
+    return describe([make_handler(op, name) for name in names])

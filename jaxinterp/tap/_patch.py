@@ -16,16 +16,23 @@ from jaxinterp.tap._where import make_where, row_positions, spread, take_rows
 
 
 def _patch(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
-    return _operand(site, value, data, layer_slice)
+    operand, covered = _operand(site, value, data, layer_slice)
+    if "rows" not in data or "T" not in site.axes:
+        return operand, covered
+    rows = data["rows"] if site.rows is None else take_rows(data["rows"], site.rows)
+    shape = [1] * value.ndim
+    shape[site.axes.index("B")], shape[site.axes.index("T")] = rows.shape
+    return operand, rows.reshape(shape) if covered is None else covered & rows.reshape(shape)
 
 
-def patch(site: str, value: Any = None, *, per_layer: Any = None, **where: Any) -> Handler:
+def patch(site: str, value: Any = None, *, per_layer: Any = None, rows: Any = None, **where: Any) -> Handler:
     """Replaces the value of a site, whole or at some indices.
 
     Args:
         site: a name or glob.
         value: broadcastable to the site's value (its shape, a mean over the batch, a scalar).
         per_layer: the same with a leading L axis, as captures have it: layer l gets `per_layer[l]`.
+        rows: True at the rows of a whole run, [B, T], that are replaced; the others are left as they are. None: all.
         **where: `layer`, `head`, `position`, `feature` (see `edit`).
 
     Example:
@@ -36,7 +43,8 @@ def patch(site: str, value: Any = None, *, per_layer: Any = None, **where: Any) 
 
     Source: activation patching; Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262).
     """
-    return _make(Edit(_patch, "nothing"), site, value, per_layer, where)
+    more = {} if rows is None else {"rows": jnp.asarray(rows, bool)}
+    return _make(Edit(_patch, "nothing"), site, value, per_layer, where, **more)
 
 
 def _add(site: Site, value: Array, data: Any, layer_slice: Any) -> tuple[Array, Array | None]:
@@ -145,4 +153,8 @@ def _present(site: Site, value: Array, operand: Array, rows: Array) -> Array:
     )
     if operand.ndim != value.ndim or operand.shape[axis] == 1:
         return operand
+    if isinstance(site.extent, int) and operand.shape[axis] != site.extent:
+        raise SiteTypeError(
+            f"the edit at site {site.name!r} brings values for {operand.shape[axis]} positions of a run that has {site.extent}."
+        )
     return jnp.moveaxis(take_rows(jnp.moveaxis(operand, axis, 1), rows), 1, axis) if "B" in site.axes else operand

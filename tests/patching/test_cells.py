@@ -88,7 +88,7 @@ def test_several_sites_share_an_axis(call):
         ([{"site": "attn.z"}], "at least one of"),
         ([[]], "empty"),
         ([{"layer": 0, "head": 9}], "legal are 0 to 3"),
-        ([{"layer": 0}, {"layer": 0, "role": "name"}], "role"),
+        ([{"layer": 0, "role": "name"}], "no roles were given"),
     ],
 )
 def test_lists_that_are_not_legal(call, cells, message):
@@ -187,3 +187,94 @@ def test_intervals_are_those_of_a_plain_bootstrap(call):
     assert (np.abs(got.low.values.ravel() - low) <= 0.1 * spread + 1e-6).all()
     assert (np.abs(got.high.values.ravel() - high) <= 0.1 * spread + 1e-6).all()
     assert (got.low <= got.effect + 1e-6).all() and (got.effect <= got.high + 1e-6).all()
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn.v", "attn.in"])
+@pytest.mark.parametrize("layer", [None, [(0, 1)], [(0, 1, 2)]])
+def test_patches_of_several_layers_at_once(small, difference, effect, check_same, site, layer):
+    """Where tokens agree, layer 0 has nothing to bring, but the layers above have."""
+    model, params, base, _ = small
+    source = base.at[:, 2].set((base[:, 2] + 3) % 11)
+    acts = ji.run(model.forward, ji.capture(site))(params, source)[1][site]
+    over = {"position": None} | ({} if layer is None else {"layer": layer})
+    got = ji.patching.sweep(
+        model,
+        params,
+        base=base,
+        source=source,
+        site=site,
+        over=over,
+        metric=difference,
+        keep=("prompts",),
+        progress=False,
+    ).effect_by_prompt.values.reshape(6, 3)
+    where = {} if layer is None else {"layer": list(layer[0])}
+    want = np.stack([effect(ji.patch(site, per_layer=acts, position=i, **where)) for i in range(6)])
+    check_same(got, want)
+    assert np.abs(want[3:5]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        functools.partial(ji.scale, factor=0.5),
+        functools.partial(ji.add, value=1.0),
+        ji.mean,
+        lambda s: ji.edit(s, jnp.tanh),
+    ],
+)
+@pytest.mark.parametrize("over", ["head", {"layer": [(0, 1)], "head": None}])
+def test_ops_at_several_layers_see_what_the_lower_ones_left(call, effect, check_same, op, over):
+    got = call(over=over, op=op, source=None).effect_by_prompt.values.reshape(4, 3)
+    where = {} if over == "head" else {"layer": [0, 1]}
+    check_same(got, np.stack([effect(ji.tap.place(op("attn.z"), head=head, **where)) for head in range(4)]))
+
+
+def test_listed_cells_with_and_without_a_position_keep_short_prompts(small, check_same):
+    model, params, base, source = small
+    mask = jnp.arange(6)[None] < jnp.array([6, 4, 5])[:, None]
+    metric = ji.patching.logit_difference([1, 2, 3], [4, 5, 6], [5, 3, 4])
+    args = dict(base=base, source=source, mask=mask, site="attn.z", metric=metric, keep=("prompts",), progress=False)
+    mixed = ji.patching.sweep(
+        model, params, over=[{"layer": 0, "head": 1}, {"layer": 0, "head": 1, "position": 5}], **args
+    )
+    alone = ji.patching.sweep(model, params, over={"layer": [0], "head": [1]}, **args)
+    check_same(mixed.effect_by_prompt.values[0], alone.effect_by_prompt.values[0, 0])
+    assert np.isnan(mixed.effect_by_prompt.values[1]).tolist() == [False, True, True]
+
+
+def test_rows_without_a_counterpart_are_left_alone(small, difference, effect, acts, check_same):
+    """At layer 1, position 3 keeps what the patch at layer 0 made of it."""
+    model, params, base, source = small
+    positions = np.array([[0, 1, 2, -1, 4, 5]] * 3)
+    got = ji.patching.sweep(
+        model, params, base=base, source=source, site="resid_pre", over={"layer": [(0, 1)], "position": [(2, 3)]},
+        metric=difference, positions=positions, keep=("prompts",), progress=False,
+    )  # fmt: skip
+    stream = ji.run(model.forward, ji.capture("resid_pre"))(params, source)[1]["resid_pre"]
+    want = effect(ji.patch("resid_pre", per_layer=stream, layer=[0, 1], position=2))
+    check_same(got.effect_by_prompt.values[0, 0], want)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(positions=np.array([[0, 1, 2, 3, 4, -1]] * 3)), "maps to nothing"),
+        (dict(op=functools.partial(ji.scale, factor=0.0, position=0), source=None), "Leave it out of op"),
+        (dict(site="attn.pattern", null="directions"), "null='directions' turns"),
+        (dict(over="layer,role", roles={"name": np.array([1.5, 2.0, 3.0])}), "role 'name' is float64"),
+        (dict(over="layer,role", roles={"name": np.array([1, 2])}), r"in each prompt, integers from 0, \[3\]"),
+    ],
+)
+def test_arguments_that_cannot_be_meant(call, change, message):
+    with pytest.raises(ji.InputError, match=message):
+        call(**{"over": "layer", **change})
+
+
+def test_a_plan_is_not_given_with_a_budget_nor_for_another_mesh(call):
+    how = {k: v for k, v in call.keywords.items() if k not in ("keep", "progress")}
+    plan = ji.patching.plan(*call.args, **how, over={"layer": None, "head": [0, 1, 2]})
+    with pytest.raises(ji.InputError, match="plan and memory"):
+        call(over="layer,head", plan=plan, memory=1 << 30)
+    with pytest.raises(ji.InputError, match="Make the plan with the same mesh"):
+        call(over={"layer": None, "head": [0, 1, 2]}, plan=plan, mesh=ji.mesh.make_mesh(cells=2, prompts=1))

@@ -1,5 +1,6 @@
 """Sweeps that are killed, stopped or damaged, and go on."""
 
+import dataclasses
 import functools
 import os
 import random
@@ -150,3 +151,29 @@ def test_resuming_needs_the_same_mesh(call, tmp_path):
     call(store=tmp_path / "s")
     with pytest.raises(StoreMismatchError, match="devices"):
         call(store=tmp_path / "s", mesh=ji.mesh.make_mesh(cells=2, prompts=1))
+
+
+def test_what_a_store_tells_apart(call, small, tmp_path):
+    """Options of an edit, a metric's function, listed sites, the last layer's weights, an own block."""
+    model, params, *_ = small
+
+    def refused(first, second, change=lambda model, params: (model, params)):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        given = {**call.keywords, "over": "layer", "keep": (), "store": folder}
+        ji.patching.sweep(model, params, **{**given, **first})
+        with pytest.raises(StoreMismatchError):
+            ji.patching.sweep(*change(model, params), **{**given, **second})
+
+    rows, answers = np.array([5, 5, 4]), np.array([1, 2, 3])
+    refused(dict(op=ji.mean), dict(op=functools.partial(ji.mean, over="B")))
+    refused(dict(op=lambda site: ji.edit(site, lambda x: x + 1)), dict(op=lambda site: ji.edit(site, lambda x: x + 2)))
+    log_probability, cross_entropy = (
+        ji.patching.log_probability(answers, rows),
+        ji.patching.cross_entropy(answers, rows),
+    )
+    refused(dict(metric={"m": log_probability}), dict(metric={"m": cross_entropy}))
+    refused(dict(over=[{"site": "mlp.out", "layer": 0}]), dict(over=[{"site": "attn.out", "layer": 0}]))
+    last = lambda model, params: (model, jax.tree.map(lambda a: a.at[-1].multiply(1.01), params))
+    refused({}, {}, last)
+    own = lambda model, params: (dataclasses.replace(model, block_fn=lambda *a, **k: ji.models.block(*a, **k)), params)
+    refused({}, {}, own)
