@@ -48,7 +48,13 @@ def job_costs(job: Job, stop: int, memory: int | None) -> Costs:
         fixed, weights, row, by_rows = 0, 0, 0.0, lambda rows: whole
     budget = default_budget() if memory is None else memory
     return Costs(
-        base=held // deep, fixed=fixed, cell=by_rows, row=row, weights=weights, budget=budget, mesh=(wide, deep)
+        base=held // deep + _RUNTIME,
+        fixed=fixed,
+        cell=by_rows,
+        row=row,
+        weights=weights,
+        budget=budget,
+        mesh=(wide, deep),
     )
 
 
@@ -59,6 +65,9 @@ def _outputs(job: Job) -> int:
         return model.config.outputs
     return jax.eval_shape(lambda p, t: model(p, t, tap=IDENTITY), job.params, job.tokens).shape[-1]
 
+
+_RUNTIME = 32 << 20
+"""What the runtime takes besides: packed operands of matrix products, the allocator's slack. Measured on a CPU."""
 
 _LARGE_ON_DEMAND = ("attn.q_in", "attn.k_in", "attn.v_in", "attn.result")  # by head; hardly ever wanted
 

@@ -44,7 +44,7 @@ class Plan:
         n_cells: of the sweep.
         chunks: what runs, in order. Cells that provably change nothing are in none: their effect is exactly 0.
         flops: of the matrix products: `flops[0]` of one whole forward pass for each cell, `flops[1]` of this plan.
-        bytes_base: held throughout: the base run, and what the edits bring.
+        bytes_base: held throughout: the base run, what the edits bring, and the runtime's own 32 MiB.
         bytes_fixed: of one compiled sweep, whatever its number of cells: a layer's weights, sliced out.
         bytes_chunk: of the cells of the largest chunk.
         budget: bytes that were given or found.
@@ -93,7 +93,7 @@ class Plan:
             ),
             ("compiles", f"{len(self.suffixes)} and the base run"),
             ("calls", f"{len(self.chunks):,}"),
-            ("memory: base run and what is patched in", _size(self.bytes_base)),
+            ("memory: base run, what is patched in, runtime", _size(self.bytes_base)),
             ("memory: cells side by side", _size(self.bytes_fixed + self.bytes_chunk)),
             ("memory: budget", _size(self.budget)),
         ]

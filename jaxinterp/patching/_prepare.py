@@ -104,11 +104,7 @@ def prepare(
     table = sites(model.forward if isinstance(model, Model) else model, params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
-    if null is not None and null.kind == "directions" and any("S" in table[n].axes for _, g in groups for n in g.sites):
-        raise InputError(
-            "null='directions' turns a change in a space of features; attention scores and patterns have none (a pattern sums "
-            "to 1, over the past alone). Use null='prompts', or sweep attn.q, attn.k or attn.z."
-        )
+    _check_null(null, [table[name].axes for _, group in groups for name in group.sites])
     measured = tuple(metrics.values())
     jobs: list[Job] = []
     found: list[Reach] = []
@@ -118,11 +114,7 @@ def prepare(
         for draws in (range(1), range(1, 1 + (null.draws if null else 0))):
             geometry = _geometry(model, base, mask, origin, measured, group, stages, op, null if draws.start else None)
             reached = _reach(model, group, geometry, stages)
-            if geometry.reads_all and not reached.there.all():
-                raise InputError(
-                    f"op={op!r} depends on all prompts at once, but some prompt does not have the position of some cell. Leave "
-                    "such prompts or positions out, or patch means that were taken before."
-                )
+            _check_there(op, geometry, reached)
             for draw in draws:
                 ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, null, draw)
                 jobs.append(
@@ -142,6 +134,22 @@ def prepare(
                 )
                 found.append(reached)
     return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), null.draws if null else 0)
+
+
+def _check_null(null: Null | None, axes: Sequence[str]) -> None:
+    if null is not None and null.kind == "directions" and any("S" in letters for letters in axes):
+        raise InputError(
+            "null='directions' turns a change in a space of features; attention scores and patterns have none (a pattern sums "
+            "to 1, over the past alone). Use null='prompts', or sweep attn.q, attn.k or attn.z."
+        )
+
+
+def _check_there(op: Any, geometry: Geometry, reached: Reach) -> None:
+    if geometry.reads_all and not reached.there.all():
+        raise InputError(
+            f"op={op!r} depends on all prompts at once, but some prompt does not have the position of some cell. Leave "
+            "such prompts or positions out, or patch means that were taken before."
+        )
 
 
 def make_plan(prepared: Prepared, memory: int | None, held: Sequence[Any] = ()) -> Plan:

@@ -155,7 +155,7 @@ def test_a_held_plan_compiles_nothing_for_prompts_that_differ_elsewhere(count_co
     check_same(held.effect.values, free.effect.values)
 
 
-def test_ten_thousand_cells_do_not_grow(tmp_path):
+def test_memory_does_not_grow_with_the_number_of_chunks(tmp_path):
     """Resident memory at the end is that of a tenth of the way."""
     model = make_model(n_layers=2, d_mlp=64)
     params, metric = make_params(model), ji.patching.logit_difference([1], [3], [5])
