@@ -79,6 +79,16 @@ def _mapped_rows(base: Array, mask: Any, source: Array, source_mask: Any, positi
     return rows
 
 
+def check_prompts(model: Forward, base: Array, mask: Any) -> None:
+    """Refuses base prompts that the model cannot read."""
+    if isinstance(model, Model):
+        check_tokens(model.config, base, mask)
+    elif mask is not None:
+        raise InputError(
+            "a mask was given, but the model is a plain function, which takes none. Group prompts by their length."
+        )
+
+
 def check_mapped(metrics: Mapping[str, Metric], base: Array, mask: Any, origin: Source | None) -> None:
     """Refuses metrics that read a position without a counterpart in the source."""
     if origin is None or origin.rows is None:

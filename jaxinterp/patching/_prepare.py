@@ -12,13 +12,14 @@ import numpy as np
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Params
-from jaxinterp.models import Model, check_tokens, token_positions
+from jaxinterp.models import Model, token_positions
 from jaxinterp.patching._cells import Cells, is_list, list_cells, make_cells
 from jaxinterp.patching._check import (
     as_tokens,
     check_mapped,
     check_mesh,
     check_metrics,
+    check_prompts,
     differing_rows,
     make_source,
     named_metrics,
@@ -90,12 +91,7 @@ def prepare(
     """Checks the arguments of a sweep against each other and the model; see `sweep`."""
     metrics = named_metrics(metric)
     base, mask = as_tokens(base, "base"), None if mask is None else jnp.asarray(mask, bool)
-    if isinstance(model, Model):
-        check_tokens(model.config, base, mask)
-    elif mask is not None:
-        raise InputError(
-            "a mask was given, but the model is a plain function, which takes none. Group prompts by their length."
-        )
+    check_prompts(model, base, mask)
     check_metrics(model, base, mask, metrics)
     origin = make_source(model, base, mask, source, source_mask, positions)
     check_mapped(metrics, base, mask, origin)
