@@ -189,8 +189,9 @@ def test_intervals_are_those_of_a_plain_bootstrap(call):
     assert (got.low <= got.effect + 1e-6).all() and (got.effect <= got.high + 1e-6).all()
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "attn.v", "attn.in"])
-@pytest.mark.parametrize("layer", [None, [(0, 1)], [(0, 1, 2)]])
+@pytest.mark.parametrize(
+    ("site", "layer"), [("resid_pre", None), ("attn.v", [(0, 1)]), ("attn.in", [(0, 1, 2)]), ("resid_pre", [(0, 1)])]
+)
 def test_patches_of_several_layers_at_once(small, difference, effect, check_same, site, layer):
     """Where tokens agree, layer 0 has nothing to bring, but the layers above have."""
     model, params, base, _ = small

@@ -27,8 +27,10 @@ def problem():
     )
 
 
-@pytest.mark.parametrize(("cells", "prompts"), [(8, 1), (4, 2), (2, 4), (3, 2)])
-@pytest.mark.parametrize("op", [ji.patch, functools.partial(ji.mean, over="B")])
+@pytest.mark.parametrize(
+    ("cells", "prompts", "op"),
+    [(8, 1, ji.patch), (4, 2, ji.patch), (2, 4, functools.partial(ji.mean, over="B")), (3, 2, ji.patch)],
+)
 def test_a_mesh_gives_the_results_of_one_device(problem, cells, prompts, op, check_same):
     model, params, args = problem
     call = functools.partial(

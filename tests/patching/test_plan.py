@@ -72,6 +72,7 @@ def test_matrix_operations_of_loops_and_branches():
     assert _costs.matrix_flops(jax.jit(branch), a) == 2 * 3 * 4 * 3 + 2 * 3 * 3 * 4
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the estimate is fitted to the XLA of jax 0.10")
 @pytest.mark.parametrize(
     ("changes", "shape"),
     [({}, (4, 12, 3)), (dict(n_key_value_heads=2, gated_mlp=True, act_fn="silu"), (2, 96, 20)), ({}, (2, 96, 20))],
