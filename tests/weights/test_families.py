@@ -1,4 +1,4 @@
-"""The tables of the families: configs as the hub has them, and checkpoints there and back. What they compute is in tests/parity."""
+"""The tables of the families: configs as the hub has them, checkpoints there and back (tests/parity has what they compute)."""
 
 import dataclasses
 import json
