@@ -1,0 +1,165 @@
+"""Parameters over a mesh of eight forced devices, 2 of `data` and 4 of `tensor`, and over two real processes."""
+
+import json
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxinterp as ji
+from jaxinterp.models import generate
+from jaxinterp.nn import lookup
+from jaxinterp.weights import partition_specs, shard
+from jaxinterp.weights._mapping import flatten
+from tests.processes import run_two
+from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
+
+# With 9 positions, no part of a parameter is as large as an activation.
+SIZES = dict(n_layers=2, n_ctx=17, n_heads=8, d_head=6, d_model=40, d_mlp=28)
+LLAMA = dict(
+    normalization_type="RMS", positional_embedding_type="rotary", gated_mlp=True, attention_bias=False,
+    attention_output_bias=False, mlp_bias=False, d_vocab=44,
+)  # fmt: skip
+KINDS = {
+    "gpt2": dict(d_vocab=23, tie_word_embeddings=True),  # 23 do not divide: the residual width is cut
+    "gpt2 with 44 tokens": dict(d_vocab=44, tie_word_embeddings=True),
+    "llama": dict(**LLAMA, n_key_value_heads=4),
+    "llama with 2 key/value heads": dict(**LLAMA, n_key_value_heads=2),  # fewer than devices: whole on each
+    "llama with 23 tokens": dict(**LLAMA | {"d_vocab": 23}, n_key_value_heads=4),
+}
+PARTS = {  # of one device of four
+    "embed.W_E": (11, 40), "embed.W_pos": (17, 40), "unembed.W_U": (40, 11), "ln_final.w": (40,), "ln_final.b": (40,),
+    "blocks.ln1.w": (2, 40), "blocks.ln1.b": (2, 40), "blocks.ln2.w": (2, 40), "blocks.ln2.b": (2, 40),
+    "blocks.attn.W_Q": (2, 2, 40, 6), "blocks.attn.W_K": (2, 2, 40, 6), "blocks.attn.W_V": (2, 2, 40, 6),
+    "blocks.attn.W_O": (2, 2, 6, 40), "blocks.attn.b_Q": (2, 2, 6), "blocks.attn.b_K": (2, 2, 6), "blocks.attn.b_V": (2, 2, 6),
+    "blocks.attn.b_O": (2, 40), "blocks.mlp.W_in": (2, 40, 7), "blocks.mlp.W_gate": (2, 40, 7), "blocks.mlp.W_out": (2, 7, 40),
+    "blocks.mlp.b_in": (2, 7), "blocks.mlp.b_out": (2, 40),
+}  # fmt: skip
+OTHER_PARTS = {
+    "gpt2": {"embed.W_E": (23, 10)},
+    "llama": {"blocks.attn.W_K": (2, 1, 40, 6), "blocks.attn.W_V": (2, 1, 40, 6)},
+    "llama with 2 key/value heads": {"blocks.attn.W_K": (2, 2, 40, 6), "blocks.attn.W_V": (2, 2, 40, 6)},
+    "llama with 23 tokens": {
+        "embed.W_E": (23, 10), "unembed.W_U": (10, 23), "blocks.attn.W_K": (2, 1, 40, 6), "blocks.attn.W_V": (2, 1, 40, 6),
+    },
+}  # fmt: skip
+
+
+COLLECTIVES = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return ji.mesh.make_mesh(data=2, tensor=4)
+
+
+def tame(params):
+    """With smaller scores of attention: on sums in another order a large score, and so the softmax, differs visibly."""
+    smaller = {"W_Q": 0.25, "W_K": 0.25}
+    return jax.tree_util.tree_map_with_path(lambda path, x: x * smaller.get(path[-1].key, 1.0), params)
+
+
+def parts(params):
+    """The shape of each parameter's part on a device, the same on all."""
+    shapes = {path: {s.data.shape for s in leaf.addressable_shards} for path, leaf in flatten(params).items()}
+    assert all(len(found) == 1 for found in shapes.values())
+    return {path: found.pop() for path, found in shapes.items()}
+
+
+def moved_parameters(program, params):
+    """Lines of a compiled program that send a parameter, a layer of one, or a part of one, to other devices: by size, since
+    the compiler may give them another shape."""
+    shapes = [shape for x in jax.tree.leaves(params) for shape in (x.shape, x.addressable_shards[0].data.shape)]
+    sizes = {math.prod(shape) for shape in [*shapes, *(shape[1:] for shape in shapes)]}
+    assert not any(size % 9 == 0 for size in sizes), (
+        "every activation has 9 positions, so no parameter may look like one"
+    )
+    shape_of = dict(re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", program))
+    lines = []
+    for line in program.splitlines():
+        sent = re.search(rf" (?:{COLLECTIVES})(?:-start)?\((.*?)\)", line)
+        for name in re.findall(r"%([\w.-]+)", sent.group(1)) if sent else ():
+            if math.prod(int(n) for n in shape_of[name].split(",") if n) in sizes:
+                lines.append(line.strip())
+    return lines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_pass_sends_no_parameter(kind, mesh):
+    model = make_model(**SIZES, **KINDS[kind])
+    whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
+    params = shard(whole, mesh)
+    assert parts(params) == {path: (PARTS | OTHER_PARTS.get(kind, {}))[path] for path in flatten(params)}
+    batch = ji.mesh.put(tokens, mesh, P("data"))
+    compiled = jax.jit(model.forward).lower(params, batch).compile()
+    assert moved_parameters(compiled.as_text(), params) == []
+    check_close(compiled(params, batch), model.forward(whole, tokens))
+
+
+def test_a_gathered_parameter_is_found(mesh):
+    model = make_model(**SIZES, **KINDS["llama"])
+    params = shard(make_params(model), mesh)
+    batch = ji.mesh.put(make_tokens(4, 9), mesh, P("data"))
+
+    def careless(params, tokens):
+        return model.forward(jax.lax.with_sharding_constraint(params, NamedSharding(mesh, P())), tokens)
+
+    def careless_in_a_layer(params, tokens):
+        gather = lambda x: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P()))
+        body = lambda x, w: (
+            x + jnp.einsum("btd,df->btf", x, gather(w), precision="highest").sum(-1, keepdims=True),
+            None,
+        )
+        return jax.lax.scan(
+            body,
+            model.embed(params, tokens, positions=jnp.zeros((1, 9), jnp.int32)),
+            params["blocks"][0]["mlp"]["W_in"],
+        )
+
+    for function in (careless, careless_in_a_layer):
+        lines = moved_parameters(jax.jit(function).lower(params, batch).compile().as_text(), params)
+        assert any("all-gather" in line for line in lines), function
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama with 2 key/value heads"])
+def problem(request, mesh):
+    """(model, whole parameters, tokens, the same parameters and tokens on the mesh)."""
+    model = make_model(**SIZES, **KINDS[request.param])
+    whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
+    return model, whole, tokens, shard(whole, mesh), ji.mesh.put(tokens, mesh, P("data"))
+
+
+def test_captures_and_edits_give_the_results_of_one_device(problem):
+    model, whole, tokens, params, batch = problem
+    handlers = ji.zero("attn.z", layer=1, head=3), ji.capture("attn.z", "attn.pattern", "resid_post")
+    looked = jax.jit(ji.run(model.forward, *handlers))
+    for got, want in zip(jax.tree.leaves(looked(params, batch)), jax.tree.leaves(looked(whole, tokens)), strict=True):
+        check_close(got, want)
+
+
+def test_generation_gives_the_results_of_one_device(problem):
+    model, whole, tokens, params, batch = problem
+    grow = jax.jit(lambda params, tokens: generate(model, params, tokens, max_new_tokens=4))
+    check_same(grow(params, batch), grow(whole, tokens))
+    lm = lambda params: ji.LanguageModel(model=model, params=params)
+    assert [row.id for row in lm(params).predict(tokens[0], k=3)] == [
+        row.id for row in lm(whole).predict(tokens[0], k=3)
+    ]
+
+
+def test_a_sweep_gives_the_results_of_one_device(problem):
+    model, whole, tokens, params, _ = problem
+    metric = ji.patching.logit_difference(np.arange(4), np.arange(4) + 5, np.full(4, 8))
+    args = dict(base=tokens, source=tokens[:, ::-1], metric=metric, site="attn.out", over="layer", progress=False)
+    check_close(ji.patching.sweep(model, params, **args).effect, ji.patching.sweep(model, whole, **args).effect)
+
+
+def test_ids_out_of_range_are_nan_on_a_cut_vocabulary(mesh):
+    table = ji.mesh.put(np.ones((44, 3), np.float32), mesh, P("tensor"))
+    rows = jax.jit(lookup)(table, jnp.array([0, 43, 44, -1, 99]))
+    check_same(np.isnan(rows).any(1), [False, False, True, True, True])
