@@ -9,6 +9,7 @@ pages. A tiny folder is loaded first, so that what is imported or set up once do
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,9 @@ def measure(folder, tiny, dtype, devices):
 def in_a_child(folder, tiny, dtype="float32", devices=1):
     """`measure` in a process of its own."""
     command = [sys.executable, __file__, "--child", str(folder), str(tiny), dtype, str(devices)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    flags = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | flags)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main():
@@ -103,10 +106,6 @@ def main():
     arguments = parser.parse_args()
     if arguments.child:
         folder, tiny, dtype, devices = arguments.child
-        import jax
-
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", int(devices))
         print(json.dumps(measure(folder, tiny, dtype, int(devices))))
         return
     rows = []

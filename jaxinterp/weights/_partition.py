@@ -19,7 +19,8 @@ AXES = ("data", "tensor")
 WHOLE = PartitionSpec()
 _FIRST, _SECOND, _THIRD = (PartitionSpec(*(None,) * axis, "tensor") for axis in range(3))
 
-Rules = Mapping[str, PartitionSpec | tuple[PartitionSpec, ...]]
+Rules = Mapping[str, Any]
+"""A parameter's path, or a pattern of paths, to a `PartitionSpec`, or a tuple of them."""
 
 RULES: dict[str, tuple[PartitionSpec, ...]] = {
     "embed.W_E": (_FIRST, _SECOND),

@@ -16,6 +16,7 @@ from jaxinterp.models import generate
 from jaxinterp.nn import lookup
 from jaxinterp.weights import partition_specs, shard
 from jaxinterp.weights._mapping import flatten
+from jaxinterp.weights._partition import _check_mesh
 from tests.processes import run_two
 from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
 
@@ -126,10 +127,10 @@ def test_a_gathered_parameter_is_found(mesh):
         assert any("all-gather" in line for line in lines), function
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama with 2 key/value heads"])
-def problem(request, mesh):
+@pytest.fixture(scope="module")
+def problem(mesh):
     """(model, whole parameters, tokens, the same parameters and tokens on the mesh)."""
-    model = make_model(**SIZES, **KINDS[request.param])
+    model = make_model(**SIZES, **KINDS["llama with 2 key/value heads"])
     whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
     return model, whole, tokens, shard(whole, mesh), ji.mesh.put(tokens, mesh, P("data"))
 
@@ -163,3 +164,128 @@ def test_ids_out_of_range_are_nan_on_a_cut_vocabulary(mesh):
     table = ji.mesh.put(np.ones((44, 3), np.float32), mesh, P("tensor"))
     rows = jax.jit(lookup)(table, jnp.array([0, 43, 44, -1, 99]))
     check_same(np.isnan(rows).any(1), [False, False, True, True, True])
+
+
+FOLDER = dict(num_attention_heads=8, num_key_value_heads=4, hidden_size=24, intermediate_size=40)
+
+
+def test_load_gives_each_device_its_part(llama, gpt2, mesh):
+    for folder in (llama(**FOLDER).write(shards=2), gpt2(n_embd=24, n_head=4).write()):
+        for dtype in ("float32", "bfloat16"):
+            lm, whole = ji.load(folder, mesh=mesh, dtype=dtype), ji.load(folder, dtype=dtype).params
+            want = shard(whole, mesh)
+            for path, leaf in flatten(lm.params).items():
+                assert leaf.sharding == flatten(want)[path].sharding and leaf.committed
+                for got, other in zip(leaf.addressable_shards, flatten(want)[path].addressable_shards, strict=True):
+                    assert got.device == other.device and got.index == other.index
+                    check_same(np.asarray(got.data, np.float32), np.asarray(other.data, np.float32))
+            assert not any(leaf.committed for leaf in jax.tree.leaves(whole))
+
+
+def test_rules_go_before_the_table(llama, mesh):
+    rules = {"blocks.attn.W_[KV]": P(None, None, "tensor"), "blocks.mlp.*": (P("tensor"), P("data")), "*ln*": P()}
+    params = ji.load(llama(**FOLDER).write(), mesh=mesh, rules=rules).params
+    found = parts(params)
+    assert found["blocks.attn.W_K"] == (2, 4, 6, 4) and found["blocks.attn.W_Q"] == (2, 2, 24, 4)
+    assert found["blocks.mlp.W_in"] == (1, 24, 40), "2 layers over 2, since 4 do not divide them"
+    assert parts(shard(params, mesh))["blocks.mlp.W_in"] == (2, 24, 10), "and back to the table"
+    other = ji.mesh.make_mesh(cells=8)
+    assert parts(shard(params, other, {"embed.W_E": P(None, "cells")}))["embed.W_E"] == (261, 3)
+    assert parts(shard(params, ji.mesh.make_mesh(data=8)))["blocks.attn.W_Q"] == (2, 8, 24, 4), "copies"
+
+
+def test_a_mesh_that_does_not_divide(llama, mesh):
+    folder = llama(**FOLDER | {"num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 42}).write()
+    with pytest.raises(ji.InputError) as caught:
+        ji.load(folder, mesh=mesh)
+    message = str(caught.value)
+    assert "{'data': 2, 'tensor': 4} does not divide 5 parameters" in message
+    assert "blocks.attn.W_Q [2, 6, 24, 4]" in message and "blocks.mlp.W_gate [2, 24, 42]" in message
+    assert "W_K" not in message and "W_E" not in message
+    assert "tensor = 1, 2, 3, 6" in message
+    rules = eval(message[message.index("rules={") + 6 : -1], {"P": P})  # the way out that the message names
+    assert parts(ji.load(folder, mesh=mesh, rules=rules).params)["blocks.attn.W_Q"] == (2, 6, 24, 4)
+
+
+@pytest.mark.parametrize(
+    ("axes", "rules", "words"),
+    [
+        ({"data": 2, "tensors": 4}, None, r"No rule speaks of the axes \['tensors'\].*make_mesh\(data=2, tensor=4\)"),
+        (
+            {"tensor": 4},
+            {"blocks.attn.W_k": P()},
+            "'blocks.attn.W_k' fits no parameter.*Did you mean 'blocks.attn.W_",
+        ),
+        ({"tensor": 4}, {"embed.W_E": P("rows")}, r"the axes \['rows'\]; the mesh has \{'tensor': 4\}"),
+        ({"tensor": 4}, {"embed.W_E": "tensor"}, "'tensor', which is no jax.sharding.PartitionSpec"),
+        ({"tensor": 4}, {"embed.W_E": ()}, "no jax.sharding.PartitionSpec"),
+        ({"tensor": 4}, {"ln_final.w": P(None, "tensor")}, r"ln_final.w \[40\], by"),
+    ],
+)
+def test_rules_and_meshes_that_do_not_fit(axes, rules, words):
+    shapes = make_model(**SIZES, **KINDS["llama"]).param_shapes()
+    with pytest.raises(ji.InputError, match=f"(?s){words}"):
+        partition_specs(shapes, ji.mesh.make_mesh(**axes), rules)
+
+
+def test_other_things_than_meshes_and_parameters(llama, mesh):
+    lm = ji.load(llama(**FOLDER).write())
+    with pytest.raises(ji.InputError, match=r"lm\.params"):
+        shard(lm, mesh)
+    with pytest.raises(ji.InputError, match=r"mesh = 4 is no .*make_mesh"):
+        _check_mesh(4, {})  # the annotation of shard is checked in tests alone
+    with pytest.raises(ji.InputError, match="Explicit.*make_mesh"):
+        shard(lm.params, jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Explicit,) * 2))
+    with pytest.raises(ji.InputError, match="mesh=mesh, rules=rules"):
+        ji.load(lm.source["folder"], rules={})
+
+
+WORKER = """
+import json, sys
+import numpy as np
+import jax
+from jax.sharding import PartitionSpec as P
+import jaxinterp as ji
+from jaxinterp.weights import _assemble
+
+process, address, good, bad = int(sys.argv[1]), *sys.argv[2:]
+ji.mesh.start(address, num_processes=2, process_id=process)
+jax.config.update("jax_disable_most_optimizations", True)
+mesh = ji.mesh.make_mesh(data=1, tensor=8)
+read = []
+look = _assemble._Seen.look
+counted = read
+_assemble._Seen.look = lambda self, values: (counted.append(values.size), look(self, values))
+lm = ji.load(good, mesh=mesh)
+read = sum(read)
+own = sum(s.data.size for x in jax.tree.leaves(lm.params) for s in {str(s.index): s for s in x.addressable_shards}.values())
+tokens = np.arange(12, dtype=np.int32).reshape(2, 6)
+logits = ji.mesh.fetch(jax.jit(lm.model.forward)(lm.params, ji.mesh.put(tokens, mesh, P("data"))))
+try:
+    ji.load(bad, mesh=mesh)
+    refused = ""
+except ji.WeightsError as error:
+    refused = str(error)
+print("RESULT" + json.dumps({
+    "logits": logits[:, -1].tolist(), "read": read, "own": own, "refused": refused,
+    "all": sum(x.size for x in jax.tree.leaves(lm.params)), "best": lm.predict(tokens[0], k=1)[0].id,
+    "text": lm.generate(tokens[0], 3), "said": ji.mesh.from_all("ä" * (process + 1)),
+}))
+"""
+
+
+def test_two_processes_read_their_parts_and_agree_with_one(llama, tmp_path):
+    made = llama(**FOLDER)
+    good, one = made.write(shards=2), ji.load(made.folder)
+    made.folder = tmp_path / "bad"
+    made.tensors["model.layers.1.self_attn.q_proj.weight"][-1, 3] = np.nan  # the last head lies with process 1
+    tokens = jnp.arange(12, dtype=jnp.int32).reshape(2, 6)
+    want = one.model.forward(one.params, tokens)
+    for output in run_two(WORKER, str(good), str(made.write())):
+        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        check_close(np.float32(got["logits"]), want[:, -1])
+        assert got["read"] == got["own"] < 0.75 * got["all"]
+        assert "model.layers.1.self_attn.q_proj.weight (1 NaN" in got["refused"], "both are told"
+        assert got["best"] == int(want[0, -1].argmax())
+        assert got["text"] == one.generate(tokens[0], 3)
+        assert got["said"] == ["ä", "ää"]
