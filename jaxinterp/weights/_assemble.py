@@ -61,10 +61,11 @@ def assemble(
         WeightsError: tensors hold NaN or infinite values, or values outside of `dtype`; all of them are named.
     """
     entries, flat = checkpoint.entries, {}
+    where = lambda path: None if shardings is None else shardings[path]
     seen: dict[str, _Seen] = {}
     for place in fitted.places:
         stacks = [
-            _empty_stacks((len(place.names),) * place.layered + shape, dtype, shardings and shardings[path])
+            _empty_stacks((len(place.names),) * place.layered + shape, dtype, where(path))
             for path, shape in zip(place.paths, place.shapes, strict=True)
         ]
         for layer, name in enumerate(place.names):
@@ -74,7 +75,7 @@ def assemble(
                 for index, stack in pieces.items():
                     _fill(stack, index, part, layer if place.layered else None, tally)
         flat |= {
-            path: _on_devices(pieces, (len(place.names),) * place.layered + shape, shardings and shardings[path])
+            path: _on_devices(pieces, (len(place.names),) * place.layered + shape, where(path))
             for path, shape, pieces in zip(place.paths, place.shapes, stacks, strict=True)
         }
     faults = [f"{name} ({tally.fault()})" for name, tally in seen.items() if tally.fault()]
@@ -119,7 +120,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def _fill(stack: np.ndarray, index: Index, part: np.ndarray, layer: int | None, seen: "_Seen") -> None:
     """Copies what `index` speaks of from a parameter's value, of one layer or whole, and looks at it on the way."""
     if layer is not None:
-        (first, stop), *index = index
+        (first, stop), index = index[0], index[1:]
         if not first <= layer < stop:
             return
         stack = stack[layer - first, ...]

@@ -75,7 +75,7 @@ def test_mixed_dtypes_are_loaded_and_told(llama, bfloat16, dtype):
     plain = dict(made.tensors)
     kept = [name for name in plain if "layernorm" in name]
     made.tensors = {name: x if name in kept else x.astype(bfloat16) for name, x in plain.items()}
-    with pytest.warns(UserWarning, match=rf"4 F32.*17 BF16|17 BF16.*4 F32") as told:
+    with pytest.warns(UserWarning, match=r"4 F32.*17 BF16|17 BF16.*4 F32") as told:
         params = ji.load(made.write(), dtype=dtype).params
     message = str(told[0].message)
     assert "model.layers.{0-1}.input_layernorm.weight" in message and f"All parameters become {dtype}" in message
