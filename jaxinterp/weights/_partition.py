@@ -146,7 +146,7 @@ def _check_rules(own: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
     faults = []
     for pattern, ways in own.items():
         if not fnmatch.filter(shapes, pattern):
-            faults.append(f"{pattern!r} fits no parameter of the model. {closest(pattern, shapes)}")
+            faults.append(f"{pattern!r} fits no parameter of the model ({closest(pattern, shapes)})")
         wrong = [way for way in ways if not isinstance(way, PartitionSpec)]
         if wrong or not ways:
             faults.append(f"{pattern!r} has {(wrong or [ways])[0]!r}, which is no jax.sharding.PartitionSpec")

@@ -18,20 +18,18 @@ from jaxinterp.weights import partition_specs, shard
 from jaxinterp.weights._mapping import flatten
 from jaxinterp.weights._partition import _check_mesh
 from tests.processes import run_two
-from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
+from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 # With 9 positions, no part of a parameter is as large as an activation.
 SIZES = dict(n_layers=2, n_ctx=17, n_heads=8, d_head=6, d_model=40, d_mlp=28)
-LLAMA = dict(
-    normalization_type="RMS", positional_embedding_type="rotary", gated_mlp=True, attention_bias=False,
-    attention_output_bias=False, mlp_bias=False, d_vocab=44,
-)  # fmt: skip
 KINDS = {
-    "gpt2": dict(d_vocab=23, tie_word_embeddings=True),  # 23 do not divide: the residual width is cut
-    "gpt2 with 44 tokens": dict(d_vocab=44, tie_word_embeddings=True),
-    "llama": dict(**LLAMA, n_key_value_heads=4),
-    "llama with 2 key/value heads": dict(**LLAMA, n_key_value_heads=2),  # fewer than devices: whole on each
-    "llama with 23 tokens": dict(**LLAMA | {"d_vocab": 23}, n_key_value_heads=4),
+    "gpt2": dict(FAMILIES["gpt2"], d_vocab=23),  # 23 do not divide: the residual width is cut
+    "llama": dict(FAMILIES["llama"], d_vocab=44, n_key_value_heads=4),
+    "llama with 23 tokens": dict(
+        FAMILIES["llama"], d_vocab=23, n_key_value_heads=2
+    ),  # fewer than devices: whole on each
+    "gemma3_text": dict(FAMILIES["gemma3_text"], d_vocab=44, attn_types=("local", "global")),
+    "bert": dict(FAMILIES["bert"], d_vocab=44),
 }
 PARTS = {  # of one device of four
     "embed.W_E": (11, 40), "embed.W_pos": (17, 40), "unembed.W_U": (40, 11), "ln_final.w": (40,), "ln_final.b": (40,),
@@ -39,17 +37,16 @@ PARTS = {  # of one device of four
     "blocks.attn.W_Q": (2, 2, 40, 6), "blocks.attn.W_K": (2, 2, 40, 6), "blocks.attn.W_V": (2, 2, 40, 6),
     "blocks.attn.W_O": (2, 2, 6, 40), "blocks.attn.b_Q": (2, 2, 6), "blocks.attn.b_K": (2, 2, 6), "blocks.attn.b_V": (2, 2, 6),
     "blocks.attn.b_O": (2, 40), "blocks.mlp.W_in": (2, 40, 7), "blocks.mlp.W_gate": (2, 40, 7), "blocks.mlp.W_out": (2, 7, 40),
-    "blocks.mlp.b_in": (2, 7), "blocks.mlp.b_out": (2, 40),
+    "blocks.mlp.b_in": (2, 7), "blocks.mlp.b_out": (2, 40), "blocks.attn.q_norm.w": (2, 6), "blocks.attn.k_norm.w": (2, 6),
+    "blocks.ln1_post.w": (2, 40), "blocks.ln2_post.w": (2, 40), "embed.W_token_type": (2, 40), "embed.ln.w": (40,),
+    "embed.ln.b": (40,), "mlm_head.W": (40, 40), "mlm_head.b": (40,), "mlm_head.ln.w": (40,), "mlm_head.ln.b": (40,),
+    "unembed.b_U": (11,),
 }  # fmt: skip
 OTHER_PARTS = {
     "gpt2": {"embed.W_E": (23, 10)},
     "llama": {"blocks.attn.W_K": (2, 1, 40, 6), "blocks.attn.W_V": (2, 1, 40, 6)},
-    "llama with 2 key/value heads": {"blocks.attn.W_K": (2, 2, 40, 6), "blocks.attn.W_V": (2, 2, 40, 6)},
-    "llama with 23 tokens": {
-        "embed.W_E": (23, 10), "unembed.W_U": (10, 23), "blocks.attn.W_K": (2, 1, 40, 6), "blocks.attn.W_V": (2, 1, 40, 6),
-    },
-}  # fmt: skip
-
+    "llama with 23 tokens": {"embed.W_E": (23, 10), "unembed.W_U": (10, 23)},
+}
 
 COLLECTIVES = "all-gather|all-to-all|all-reduce|reduce-scatter|collective-permute|collective-broadcast"
 
@@ -92,7 +89,7 @@ def moved_parameters(program, params):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_forward_pass_sends_no_parameter(kind, mesh):
-    model = make_model(**SIZES, **KINDS[kind])
+    model = make_model(**KINDS[kind] | SIZES)
     whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
     params = shard(whole, mesh)
     assert parts(params) == {path: (PARTS | OTHER_PARTS.get(kind, {}))[path] for path in flatten(params)}
@@ -103,7 +100,7 @@ def test_the_forward_pass_sends_no_parameter(kind, mesh):
 
 
 def test_a_gathered_parameter_is_found(mesh):
-    model = make_model(**SIZES, **KINDS["llama"])
+    model = make_model(**KINDS["llama"] | SIZES)
     params = shard(make_params(model), mesh)
     batch = ji.mesh.put(make_tokens(4, 9), mesh, P("data"))
 
@@ -130,7 +127,7 @@ def test_a_gathered_parameter_is_found(mesh):
 @pytest.fixture(scope="module")
 def problem(mesh):
     """(model, whole parameters, tokens, the same parameters and tokens on the mesh)."""
-    model = make_model(**SIZES, **KINDS["llama with 2 key/value heads"])
+    model = make_model(**KINDS["llama with 23 tokens"] | SIZES)
     whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
     return model, whole, tokens, shard(whole, mesh), ji.mesh.put(tokens, mesh, P("data"))
 
@@ -153,11 +150,13 @@ def test_generation_gives_the_results_of_one_device(problem):
     ]
 
 
-def test_a_sweep_gives_the_results_of_one_device(problem):
-    model, whole, tokens, params, _ = problem
-    metric = ji.patching.logit_difference(np.arange(4), np.arange(4) + 5, np.full(4, 8))
+def test_a_sweep_gives_the_results_of_one_device(mesh):
+    model = make_model(n_heads=4, n_key_value_heads=2, d_vocab=12, d_mlp=None, attn_only=True, normalization_type=None)
+    whole, tokens = tame(make_params(model)), make_tokens(2, 5, vocab=12)
+    metric = ji.patching.logit_difference(np.arange(2), np.arange(2) + 5, np.full(2, 4))
     args = dict(base=tokens, source=tokens[:, ::-1], metric=metric, site="attn.out", over="layer", progress=False)
-    check_close(ji.patching.sweep(model, params, **args).effect, ji.patching.sweep(model, whole, **args).effect)
+    one = ji.patching.sweep(model, whole, **args).effect
+    check_close(ji.patching.sweep(model, shard(whole, mesh), **args).effect, one)
 
 
 def test_ids_out_of_range_are_nan_on_a_cut_vocabulary(mesh):
@@ -180,6 +179,8 @@ def test_load_gives_each_device_its_part(llama, gpt2, mesh):
                     assert got.device == other.device and got.index == other.index
                     check_same(np.asarray(got.data, np.float32), np.asarray(other.data, np.float32))
             assert not any(leaf.committed for leaf in jax.tree.leaves(whole))
+    saved = ji.save(ji.load(folder, mesh=mesh), folder.parent / "again")
+    assert (saved / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
 def test_rules_go_before_the_table(llama, mesh):
@@ -223,7 +224,7 @@ def test_a_mesh_that_does_not_divide(llama, mesh):
     ],
 )
 def test_rules_and_meshes_that_do_not_fit(axes, rules, words):
-    shapes = make_model(**SIZES, **KINDS["llama"]).param_shapes()
+    shapes = make_model(**KINDS["llama"] | SIZES).param_shapes()
     with pytest.raises(ji.InputError, match=f"(?s){words}"):
         partition_specs(shapes, ji.mesh.make_mesh(**axes), rules)
 
@@ -266,8 +267,13 @@ try:
     refused = ""
 except ji.WeightsError as error:
     refused = str(error)
+try:
+    ji.save(lm, good + "-again")
+    kept = "written"
+except ji.InputError as error:
+    kept = str(error)
 print("RESULT" + json.dumps({
-    "logits": logits[:, -1].tolist(), "read": read, "own": own, "refused": refused,
+    "kept": kept, "logits": logits[:, -1].tolist(), "read": read, "own": own, "refused": refused,
     "all": sum(x.size for x in jax.tree.leaves(lm.params)), "best": lm.predict(tokens[0], k=1)[0].id,
     "text": lm.generate(tokens[0], 3), "said": ji.mesh.from_all("ä" * (process + 1)),
 }))
@@ -288,4 +294,5 @@ def test_two_processes_read_their_parts_and_agree_with_one(llama, tmp_path):
         assert "model.layers.1.self_attn.q_proj.weight (1 NaN" in got["refused"], "both are told"
         assert got["best"] == int(want[0, -1].argmax())
         assert got["text"] == one.generate(tokens[0], 3)
+        assert "save_tree(lm.params, folder)" in got["kept"]
         assert got["said"] == ["ä", "ää"]
