@@ -150,13 +150,23 @@ def test_generation_gives_the_results_of_one_device(problem):
     ]
 
 
-def test_a_sweep_gives_the_results_of_one_device(mesh):
+def test_a_sweep_gives_the_results_of_whole_forwards_on_one_device(mesh):
     model = make_model(n_heads=4, n_key_value_heads=2, d_vocab=12, d_mlp=None, attn_only=True, normalization_type=None)
-    whole, tokens = tame(make_params(model)), make_tokens(2, 5, vocab=12)
-    metric = ji.patching.logit_difference(np.arange(2), np.arange(2) + 5, np.full(2, 4))
-    args = dict(base=tokens, source=tokens[:, ::-1], metric=metric, site="attn.out", over="layer", progress=False)
-    one = ji.patching.sweep(model, whole, **args).effect
-    check_close(ji.patching.sweep(model, shard(whole, mesh), **args).effect, one)
+    whole, base = tame(make_params(model)), make_tokens(2, 5, vocab=12)
+    source = base[:, ::-1]
+
+    @jax.jit
+    def difference(layer):
+        acts = ji.run(model.forward, ji.capture("attn.out"))(whole, source)[1]["attn.out"]
+        patch = ji.patch("attn.out", acts[layer], layer=layer)
+        last = ji.run(model.forward, patch)(whole, base)[0][:, 4] - model.forward(whole, base)[:, 4]
+        return jnp.mean(last[jnp.arange(2), jnp.arange(2)] - last[jnp.arange(2), jnp.arange(2) + 5])
+
+    effects = ji.patching.sweep(
+        model, shard(whole, mesh), base=base, source=source, site="attn.out", over="layer", progress=False,
+        metric=ji.patching.logit_difference(np.arange(2), np.arange(2) + 5, np.full(2, 4)),
+    ).effect  # fmt: skip
+    check_close(effects, [difference(jnp.int32(layer)) for layer in range(3)])
 
 
 def test_ids_out_of_range_are_nan_on_a_cut_vocabulary(mesh):
