@@ -47,7 +47,7 @@ def assemble(
     """The parameters of a model, read from its checkpoint.
 
     The files are mapped, not read, and each stack of layers is filled in place, in memory that a CPU device then uses as it is:
-    beside the result there is one stack at most, and on a CPU none. With `shardings` a process reads and holds only what its
+    beside the result there are a few stacks at most, and on a CPU none. With `shardings` a process reads and holds only what its
     devices hold.
 
     Args:
