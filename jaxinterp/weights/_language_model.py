@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
+from jaxinterp.mesh import fetch
 from jaxinterp.models import Model, TransformerConfig, check_tokens, generate
 from jaxinterp.tap import Handler, SiteTable, capture, run, sites
 from jaxinterp.weights._arguments import check_sampling, id_array, is_whole
@@ -150,7 +151,7 @@ class LanguageModel:
             raise InputError(f"predict reads one prompt, and got {tokens.shape[0]}: call it for each.")
         position = self._position(tokens, position)
         logits = _forward(self.model, self.params, tokens, tuple(handlers))[0]
-        last = np.asarray(logits[0, position])
+        last = fetch(logits[0, position])
         if not np.isfinite(last).all():
             raise InputError(
                 f"after {tokens.shape[1]} tokens {np.count_nonzero(~np.isfinite(last))} of {outputs} logits are not finite "
@@ -335,7 +336,7 @@ def _generate(
     """As `_forward`; the ids, which are all real ones."""
     if handlers:
         jax.eval_shape(lambda p, t: _generate_impl(model, p, t, new, temperature, key, handlers), params, tokens)
-    ids = np.asarray(_jitted_generate(model, params, tokens, new, temperature, key, handlers)[0]).tolist()
+    ids = fetch(_jitted_generate(model, params, tokens, new, temperature, key, handlers)[0]).tolist()
     if min(ids) < 0:
         raise InputError(
             f"after {ids.index(-1)} tokens the logits were NaN. Is there NaN in the weights, or in what a handler puts in?"

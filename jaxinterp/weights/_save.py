@@ -108,6 +108,11 @@ def _checked(lm: LanguageModel, dtype: np.dtype | None) -> dict[str, np.ndarray]
         )
     shapes = flatten(Model(config=lm.config).param_shapes())
     flat = flatten(lm.params)
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
+        raise InputError(
+            "These parameters lie over several processes, and a checkpoint folder is written by one that has all of them. Keep "
+            "them by jaxinterp.store.save_tree(lm.params, folder), which each process calls."
+        )
     faults = [f"{path} is missing" for path in shapes if path not in flat]
     faults += [f"{path} is not of this model" for path in flat if path not in shapes]
     faults += [
