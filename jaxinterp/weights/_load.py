@@ -29,6 +29,7 @@ def load(
     folder_or_hub_id: str | Path,
     *,
     dtype: Any = jnp.float32,
+    compute_dtype: Any = None,
     revision: str | None = None,
     prepend_bos: bool | None = None,
     tokenizer: Tokenizer | str | Path | Literal["auto"] | None = "auto",
@@ -38,14 +39,17 @@ def load(
     """Loads a language model from a folder or from the Hugging Face hub.
 
     The folder holds config.json, model.safetensors (or its shards and their index) and tokenizer.json. Pickles are
-    never opened, and no code of the checkpoint is run. Families: GPT-2, Llama 2/3/3.1+ and jaxinterp's own format; a
-    config field that changes the computation and is not understood is an error. The files are mapped into memory, so that a
+    never opened, and no code of the checkpoint is run. Families: GPT-2, GPT-NeoX (Pythia), GPT-J, Llama, Mistral, Qwen 2 and 3,
+    Gemma 1 to 3 (text), Phi-3, OLMo 2, BERT (with its masked-language head) and jaxinterp's own format; a config field that
+    changes the computation and is not understood is an error. The files are mapped into memory, so that a
     load needs little more memory than the parameters themselves.
 
     Args:
         folder_or_hub_id: a path, or "owner/model" on the hub (fetched once into its cache, safetensors and JSON files
             alone).
         dtype: of the parameters: float32, bfloat16 or float16; the checkpoint's own values are rounded to it.
+        compute_dtype: of activations and matrix products, the same three; None: as the parameters. Norms, softmax and logits are
+            in float32 in any case. (How exact float32 products are is `TransformerConfig.precision`.)
         revision: branch, tag or commit on the hub.
         prepend_bos: whether BOS stands before every prompt; None follows the tokenizer's own files (see
             `Tokenizer.from_folder`).
@@ -84,6 +88,7 @@ def load(
             "rules say how parameters are cut over a mesh, and none was given: load(folder, mesh=mesh, rules=rules)."
         )
     target = legal_dtype(dtype)
+    computed = None if compute_dtype is None else legal_dtype(compute_dtype).name
     folder, commit = find_folder(folder_or_hub_id, revision)
     checkpoint = open_checkpoint(folder)
     raw = checkpoint.config
@@ -97,7 +102,7 @@ def load(
     buffers = read_buffers(checkpoint, fitted, config)
     params = assemble(checkpoint, fitted, config, target, shardings)
     return LanguageModel(
-        model=Model(config=config),
+        model=Model(config=dataclasses.replace(config, compute_dtype=computed)),
         params=params,
         tokenizer=reader,
         source={

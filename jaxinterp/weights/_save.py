@@ -41,7 +41,8 @@ def save(
         dtype: of the tensors: float32, bfloat16 or float16, rounding to it; None keeps what the checkpoint had, and
             is an error where that cannot hold the parameters exactly.
         family: None for the layout that it came from (of a model made here: "jaxinterp", our own, which holds every
-            model). A name, "jaxinterp", "gpt2" or "llama", for a new single file of that family.
+            model). A name of `weights.FAMILIES` ("jaxinterp", "gpt2", "llama", ...), for a new single file of that
+            family.
         overwrite: replaces an existing folder, if it is a checkpoint and holds nothing else.
 
     Returns:
