@@ -87,7 +87,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias("mlp.hook_post", ("mlp.post",)),
     Alias("hook_mlp_out", ("mlp.out",)),
     Alias("hook_resid_post", ("resid_post",), note=_NORMED_SUM, means=_sums_are_sites),
-    Alias("hook_normalized_resid_post", ("resid_post",), note="of blocks that normalize each sum (BERT's)", means=_sums_are_normed),
+    Alias("hook_normalized_resid_post", ("resid_post",), note="of blocks that normalize sums (BERT's)", means=_sums_are_normed),
     Alias("ln_final.hook_scale", ("final.norm_scale",), False),
     Alias("ln_final.hook_normalized", (), False, _NORMALIZED + "final.in"),
     Alias("unembed.hook_in", (), False, "what the unembedding reads is no site; final.in is what the norm before it reads"),

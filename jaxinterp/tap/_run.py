@@ -12,7 +12,7 @@ import numpy as np
 from jaxinterp._errors import InputError, UnvisitedSiteError
 from jaxinterp._tree import is_traced
 from jaxinterp._typing import PyTree
-from jaxinterp.tap._aliases import check_layer, explain, resolve
+from jaxinterp.tap._aliases import Resolved, check_layer, explain, resolve
 from jaxinterp.tap._renamed import any_foreign, joined, renamed
 from jaxinterp.tap._scope import Log, Scope
 from jaxinterp.tap._site import Handler, SiteShape, is_glob, matches
@@ -182,16 +182,24 @@ class SiteTable:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> SiteShape:
+        name, layer = self.resolve(name)
+        row = next(row for row in self.rows if row.name == name)
+        return row if layer is None else row._replace(n_layers=None)
+
+    def resolve(self, name: str) -> Resolved:
+        """Our name for a site, and the layer that TransformerLens's name for it has (`blocks.3.attn.hook_z`), or None.
+
+        Raises:
+            UnvisitedSiteError: it is no site.
+            SiteIndexError: there is no such layer.
+        """
         rows = {row.name: row for row in self.rows}
-        meaning = resolve(name, rows)
-        if meaning is None and name not in rows:
-            raise UnvisitedSiteError(f"no site {name!r}. {explain(name, rows)}")
+        meaning = Resolved(name, None) if name in rows else resolve(name, rows)
         if meaning is None:
-            return rows[name]
-        if meaning.layer is None:
-            return rows[meaning.site]
-        check_layer(name, meaning.layer, rows[meaning.site].n_layers)
-        return rows[meaning.site]._replace(n_layers=None)
+            raise UnvisitedSiteError(f"no site {name!r}. {explain(name, rows)}")
+        if meaning.layer is not None:
+            check_layer(name, meaning.layer, rows[meaning.site].n_layers)
+        return meaning
 
     def __str__(self) -> str:
         head = ("site", "axes", "shape", "dtype", "bytes", "computed")
