@@ -5,8 +5,17 @@ from jaxinterp.weights._family import Family
 from jaxinterp.weights._language_model import LanguageModel
 from jaxinterp.weights._load import load
 from jaxinterp.weights._prediction import PredictedToken, Prediction
+from jaxinterp.weights._processing import (
+    applicable,
+    center_unembedding,
+    center_writing_weights,
+    fold_norms,
+    fold_value_biases,
+    process,
+)
 from jaxinterp.weights._save import save
 from jaxinterp.weights._tokenizer import Tokenizer
+from jaxinterp.weights._transformer_lens import from_transformer_lens, to_transformer_lens
 
 __all__ = [
     "FAMILIES",
@@ -15,6 +24,14 @@ __all__ = [
     "PredictedToken",
     "Prediction",
     "Tokenizer",
+    "applicable",
+    "center_unembedding",
+    "center_writing_weights",
+    "fold_norms",
+    "fold_value_biases",
+    "from_transformer_lens",
     "load",
+    "process",
     "save",
+    "to_transformer_lens",
 ]
