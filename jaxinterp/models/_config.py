@@ -78,10 +78,10 @@ class TransformerConfig:
         mlm_head: a linear layer, act_fn and a norm before the unembedding (BERT's masked-language head).
         unembed_bias: b_U.
         tie_word_embeddings: the unembedding is the embedding's transpose.
-        compute_dtype: of activations and matrix products: "float32", "bfloat16" or "float16"; parameters are cast to it where they
-            are used. None: the parameters' own. Norms, softmax and logits are in float32 in any case.
-        precision: of float32 matrix products: "highest" is float32 on every backend (on a TPU six passes of bfloat16, so up to six
-            times the time), "high" (three passes) and "default" (one) are faster and less exact there.
+        compute_dtype: of activations and matrix products: "float32", "bfloat16" or "float16"; parameters are cast to it where
+            they are used. None: the parameters' own. Norms, softmax and logits are in float32 in any case.
+        precision: of float32 matrix products: "highest" is float32 on every backend (on a TPU six passes of bfloat16, so up to
+            six times the time), "high" (three passes) and "default" (one) are faster and less exact there.
         initializer_range: standard deviation of random weights.
 
     Raises:
