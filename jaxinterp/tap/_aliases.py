@@ -57,8 +57,8 @@ _NORMALIZED = (
     "what a norm gives before its weights is no site; it is (x - mean) / scale (RMSNorm: x / scale), with x = "
 )
 ALIASES: tuple[Alias, ...] = (
-    Alias("hook_embed", ("embed.token",), False, "embed is the sum with the position embedding; no site has the token's alone"),
-    Alias("hook_pos_embed", ("embed.position",), False, "embed is the sum with the token embedding; no site has it alone"),
+    Alias("hook_embed", (), False, "embed is the sum with the position embedding; name embed where there is none (RoPE)"),
+    Alias("hook_pos_embed", (), False, "embed is the sum with the token embedding; no site has it alone"),
     Alias("hook_resid_pre", ("resid_pre",)),
     Alias("hook_attn_in", (), note="[B, T, H, D] there; edit attn.q_in, attn.k_in and attn.v_in here, or attn.in for all heads"),
     Alias("hook_q_input", ("attn.q_in",)),
@@ -70,8 +70,8 @@ ALIASES: tuple[Alias, ...] = (
     Alias("attn.hook_q", ("attn.q",)),
     Alias("attn.hook_k", ("attn.k",)),
     Alias("attn.hook_v", ("attn.v",)),
-    Alias("attn.hook_rot_q", ("attn.q_rot",), note="exists without RoPE too, and is attn.q then"),
-    Alias("attn.hook_rot_k", ("attn.k_rot",), note="exists without RoPE too, and is attn.k then"),
+    Alias("attn.hook_rot_q", ("attn.q_rot",)),
+    Alias("attn.hook_rot_k", ("attn.k_rot",)),
     Alias("attn.hook_attn_scores", ("attn.scores",), note="-inf there where nothing is attended to, the lowest float32 here"),
     Alias("attn.hook_pattern", ("attn.pattern",)),
     Alias("attn.hook_z", ("attn.z",)),

@@ -1,4 +1,4 @@
-"""Weights in another form that gives the same log-probabilities and is easier to read: TransformerLens's processing, as functions.
+"""Weights in another form with the same log-probabilities, easier to read: TransformerLens's processing, as pure functions.
 
 Each takes parameters and their config and gives both, since the form may need what the config had not: an unembedding of its own,
 biases. A norm whose weights were folded stays in the config, with a weight that multiplies by 1 and a bias of 0.
@@ -167,7 +167,7 @@ def _why_not_fold_norms(c: TransformerConfig) -> str | None:
     if c.normalization_type is None:
         return "the model has no norms"
     if c.norm_position in ("post", "output"):
-        return f"norm_position={c.norm_position!r}: what its norms give is added to the residual stream, not read by a matrix alone"
+        return f"norm_position={c.norm_position!r}: what its norms give is added to the residual stream"
     if c.mlm_head and c.final_norm:
         return "mlm_head=True stands between the last norm and the unembedding"
     return None

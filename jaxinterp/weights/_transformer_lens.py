@@ -28,12 +28,15 @@ _FLOATS = ("float64", "float32", "bfloat16", "float16")
 def from_transformer_lens(state_dict: Mapping[str, Any], config: TransformerConfig) -> Params:
     """Our parameters from the state dict of a HookedTransformer or a HookedEncoder.
 
-    The names are mostly ours (`blocks.0.attn.W_Q`). What differs: norm weights there have `norm_weight_offset` (Gemma's 1) in
-    them and the embedding `embed_scale`, which are taken out again; biases exist there always and have to be zero where the config has
-    none; `unembed.W_U` exists there always and has to be the embedding's transpose where the config ties the two; GPT-J's `ln2`
-    has to be a copy of `ln1`. A gated MLP's `b_in` is added there behind the product, so it moves into `b_out`. Buffers are not
-    needed; those of RoPE are compared with the config. HookedEncoder's pooler and next-sentence head are left out. Where norms
-    were folded (`from_pretrained` does it) their weights are absent, and become those of a norm that only normalizes.
+    The names are mostly ours (`blocks.0.attn.W_Q`). What differs:
+
+    - norm weights there have `norm_weight_offset` (Gemma's 1) in them, and the embedding `embed_scale`: both are taken out again;
+    - biases exist there always, and have to be zero where the config has none; so does `unembed.W_U`, which has to be the
+      embedding's transpose where the config ties the two, and GPT-J's `ln2`, which has to be a copy of `ln1`;
+    - a gated MLP's `b_in` is added there behind the product, so that it moves into `b_out`;
+    - buffers are not needed, and those of RoPE are compared with the config;
+    - HookedEncoder's pooler and next-sentence head are left out: our models have none;
+    - where norms were folded, as `from_pretrained` does, their weights are absent, and ours become those that do nothing.
 
     Args:
         state_dict: arrays by name, all of one float dtype: `{k: v.numpy() for k, v in model.state_dict().items()}`; torch tensors

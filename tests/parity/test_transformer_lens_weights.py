@@ -33,7 +33,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # TransformerLens'
     "llama": (RMS | dict(n_key_value_heads=2), OURS_RMS | dict(n_key_value_heads=2)),
     "attention only": (GPT2[0] | dict(attn_only=True), GPT2[1] | dict(attn_only=True, d_mlp=None)),
     "gptj": (
-        ROTARY | dict(act_fn="gelu_new", normalization_type="LN", parallel_attn_mlp=True, rotary_dim=4, rotary_adjacent_pairs=True),
+        ROTARY | dict(act_fn="gelu_new", normalization_type="LN", parallel_attn_mlp=True, rotary_dim=4,
+                      rotary_adjacent_pairs=True),
         dict(act_fn="gelu_new", positional_embedding_type="rotary", rotary_dim=4, rotary_base=5000.0, rotary_adjacent_pairs=True,
              parallel_attn_mlp=True, shared_norm=True, unembed_bias=True),
     ),
@@ -43,8 +44,8 @@ SHAPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # TransformerLens'
              unembed_bias=True),
     ),
     "gemma2": (
-        RMS | dict(use_normalization_before_and_after=True, attn_scores_soft_cap=5.0, output_logits_soft_cap=3.0, use_qk_norm=True,
-                   use_local_attn=True, window_size=3, attn_types=["local", "global", "local"]),
+        RMS | dict(use_normalization_before_and_after=True, attn_scores_soft_cap=5.0, output_logits_soft_cap=3.0,
+                   use_qk_norm=True, use_local_attn=True, window_size=3, attn_types=["local", "global", "local"]),
         OURS_RMS | dict(norm_position="sandwich", attn_scores_soft_cap=5.0, output_logits_soft_cap=3.0, qk_norm="head",
                         window_size=3, attn_types=("local", "global", "local"), norm_weight_offset=1.0, embed_scale=24**0.5),
     ),
@@ -165,7 +166,8 @@ def test_processing_is_theirs(kind):
 
 @pytest.mark.parametrize(
     "flag, step",
-    [("fold_ln", "fold_norms"), ("center_writing_weights",) * 2, ("center_unembed", "center_unembedding"), ("fold_value_biases",) * 2],
+    [("fold_ln", "fold_norms"), ("center_writing_weights",) * 2, ("center_unembed", "center_unembedding"),
+     ("fold_value_biases",) * 2],
 )  # fmt: skip
 def test_each_step_is_theirs(flag, step):
     oracle, model = pair("gpt2")

@@ -1,5 +1,7 @@
 """Processed weights give the same log-probabilities, in every family where a step applies, and are refused elsewhere."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +29,7 @@ KINDS = {
     "llama": RMS | LN_BARE,
     "qwen2": RMS | dict(attention_output_bias=False, mlp_bias=False),
     "qwen3": RMS | LN_BARE | dict(qk_norm="head"),
-    "gemma2": GEMMA | dict(norm_position="sandwich", attn_scores_soft_cap=5.0, window_size=3, attn_types=("local", "global", "local")),
+    "gemma2": GEMMA | dict(norm_position="sandwich", attn_scores_soft_cap=5.0, window_size=3),
     "olmo2": RMS | LN_BARE | dict(norm_position="output", qk_norm="all", n_key_value_heads=None),
     "bert": dict(
         norm_position="post", final_norm=False, attention_dir="bidirectional", embed_norm=True, n_token_types=2, mlm_head=True,
@@ -51,7 +53,12 @@ WITHOUT = {  # what is refused, and what the message says
 
 
 def log_probabilities(model, params, tokens):
-    return jax.nn.log_softmax(jax.jit(model.forward)(params, tokens))
+    return jax.nn.log_softmax(forward(model, params, tokens))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(model, params, tokens):
+    return model.forward(params, tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -71,7 +78,7 @@ def test_log_probabilities_stay(kind):
 
 @pytest.mark.parametrize("step", ALL)
 def test_each_step_alone_does_what_it_says(step):
-    model = make_model(tie_word_embeddings=True, n_key_value_heads=2)
+    model = make_model(**KINDS["gpt2"])
     params, tokens = make_params(model), make_tokens()
     new, config = getattr(ji.weights, step)(params, model.config)
     assert (config.tie_word_embeddings, config.unembed_bias) == (step == "fold_value_biases", step == "fold_norms")
@@ -82,7 +89,7 @@ def test_each_step_alone_does_what_it_says(step):
         check_same(block["ln2"]["b"], np.zeros((3, 8)))
         assert abs(block["attn"]["W_Q"].mean(-2)).max() < 1e-6 and abs(new["unembed"]["W_U"].mean(0)).max() < 1e-6
     if step == "fold_value_biases":
-        check_same(block["attn"]["b_V"], np.zeros((3, 2, 4)))
+        check_same(block["attn"]["b_V"], np.zeros((3, 4, 4)))
     if step == "center_writing_weights":
         written = (block["attn"]["W_O"], block["attn"]["b_O"], block["mlp"]["W_out"], block["mlp"]["b_out"])
         assert all(abs(w.mean(-1)).max() < 1e-6 for w in (*written, new["embed"]["W_E"], new["embed"]["W_pos"]))
@@ -95,7 +102,7 @@ def test_the_offset_of_norms_stays_in_the_config():
     new, config = ji.weights.fold_norms(make_params(model), model.config)
     assert config.norm_weight_offset == 1.0
     check_same(new["blocks"][0]["ln1"]["w"], np.zeros((3, 8)))
-    assert abs(new["blocks"][0]["ln1_post"]["w"]).max() > 0.5
+    assert abs(new["blocks"][0]["ln1_post"]["w"]).max() > 0.1
 
 
 def test_what_is_refused_would_have_changed_the_model():
