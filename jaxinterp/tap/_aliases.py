@@ -128,7 +128,7 @@ def explain(name: str, known: Collection[str]) -> str:
     if alias is not None and alias.note:
         return f"It has no counterpart here: {alias.note}."
     names = [(f"blocks.{found['layer'] or '*'}." if a.layered else "") + a.hook for a in ALIASES]
-    return closest(name, [*(n for n in names if resolve(n, known)), *(known if not name.startswith("blocks.") else ())])
+    return closest(name, [*(n for n in names if resolve(n, known)), *known])
 
 
 def check_layer(name: str, layer: int, n_layers: int | None) -> None:

@@ -229,7 +229,7 @@ def test_sweeps_and_tables():
     listed = ji.patching.sweep(model, params, over=[cells[0], {"site": "attn.z", "layer": 2, "head": 3}], **how)
     assert float(listed.effect[0]) == float(listed.effect[1]) != 0
     one = ji.patching.sweep(model, params, site="blocks.2.attn.hook_z", over={"head": [3]}, **how).effect
-    assert one.dims == ("layer", "head") and float(one) == pytest.approx(float(listed.effect[0]), rel=1e-5)
+    assert one.dims == ("layer", "head") and one.item() == pytest.approx(float(listed.effect[0]), rel=1e-5)
     with pytest.raises(ji.InputError, match="one backward pass gives the scores of all layers"):
         ji.attribution.attribution_patching(model, params, sites=Z1, **how)
 
