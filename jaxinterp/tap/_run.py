@@ -26,9 +26,9 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
     `vmap`, `grad`, `jvp`, `checkpoint` and used inside `shard_map`. To change an edit without compiling again, pass the
     handler (a pytree) or its data as an argument of the jitted function.
 
-    TransformerLens's names are taken for sites as well: `blocks.3.attn.hook_z` is `attn.z` in layer 3, and its capture has no axis
-    of layers; `blocks.*.attn.hook_z` is `attn.z`. What was captured is under the name that was written. (To look such names up, `fn`
-    is traced once more.)
+    TransformerLens's names are taken for sites as well: `blocks.3.attn.hook_z` is `attn.z` in layer 3, and its capture has no
+    axis of layers; `blocks.*.attn.hook_z` is `attn.z`. What was captured is under the name that was written. (To look such names
+    up, `fn` is traced once more.)
 
     Args:
         fn: a function that takes the keyword argument `tap`, such as `model.forward`.
