@@ -10,8 +10,8 @@ def mask_fault(mask: np.ndarray, config: TransformerConfig) -> str | None:
     n = mask.shape[-1]
     if mask.ndim != 4 or mask.shape != (1, 1, n, n) or n < config.n_ctx:
         return f"its shape is {mask.shape}, where a mask [1, 1, {config.n_ctx}, {config.n_ctx}] was expected"
-    if not np.array_equal(mask[0, 0].astype(bool), np.tri(n, dtype=bool)):
-        return "it is not a causal mask"
+    if not np.array_equal(mask[0, 0] != 0, np.tri(n, dtype=bool)):
+        return "it is not the causal mask, so the model would attend otherwise"
     return None
 
 

@@ -80,19 +80,19 @@ QK_NORM_ROWS = (
     Row("blocks.attn.q_norm.w", "{prefix}layers.{layer}.self_attn.q_norm.weight"),
     Row("blocks.attn.k_norm.w", "{prefix}layers.{layer}.self_attn.k_norm.weight"),
 )
-DECODER_ROWS = (*ENDS_ROWS, *ATTENTION_ROWS, *MLP_ROWS)
+DECODER_ROWS = (*ATTENTION_ROWS, *MLP_ROWS, *ENDS_ROWS)
 
 
 def decoder_config(
-    values: Mapping[str, Any], faults: list[str], *, theta: float = 10000.0, act: str | None = None
+    values: Mapping[str, Any], faults: list[str], *, act: str | None = None, partial_rotary: bool = False
 ) -> dict[str, Any]:
     """The arguments of `TransformerConfig` that these families have in common; biases as `attention_bias` and `mlp_bias` say.
 
     Args:
         values: the fields' values.
         faults: gets what cannot be translated.
-        theta: RoPE's base where the config gives none.
         act: the activation function, where it does not stand in `hidden_act`.
+        partial_rotary: whether RoPE may turn a part of each head.
     """
     width, heads = values["hidden_size"], values["num_attention_heads"]
     key_value_heads = values["num_key_value_heads"] or heads
@@ -102,9 +102,9 @@ def decoder_config(
         )
     if heads % key_value_heads:
         faults.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {key_value_heads}")
-    rotary = read_rotary(values, faults, theta=theta)
+    rotary = read_rotary(values, faults)
     d_head, partial = values["head_dim"] or width // heads, rotary.pop("partial", 1.0)
-    if partial != 1.0 and "partial_rotary_factor" not in values:
+    if partial != 1.0 and not partial_rotary:
         faults.append("partial_rotary_factor is implemented for 1.0 only")
     biases = values.get("attention_bias", False)
     return {

@@ -32,7 +32,7 @@ FIELDS = {
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    return decoder_config(values, faults) | {"window_size": values["sliding_window"]}
+    return decoder_config(values, faults, partial_rotary=True) | {"window_size": values["sliding_window"]}
 
 
 PHI3 = Family(

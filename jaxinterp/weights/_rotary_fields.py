@@ -27,7 +27,7 @@ SCALINGS: dict[str, dict[str, str]] = {
 """The kinds of RoPE scaling that are implemented: each one's fields, and the fields of `RotaryScaling` they set."""
 
 
-def read_rotary(values: Mapping[str, Any], faults: list[str], *, theta: float = 10000.0) -> dict[str, Any]:
+def read_rotary(values: Mapping[str, Any], faults: list[str]) -> dict[str, Any]:
     """rotary_base, rotary_scaling and the share of a head that turns, `partial` (1.0 by default), of a config.
 
     They stand in `rope_theta`, `rope_scaling` and `partial_rotary_factor` (up to transformers 4) or in `rope_parameters` (from 5
@@ -36,7 +36,6 @@ def read_rotary(values: Mapping[str, Any], faults: list[str], *, theta: float = 
     Args:
         values: the fields' values.
         faults: gets what cannot be read.
-        theta: the base where none is given.
     """
     if values["rope_parameters"] and values["rope_scaling"]:
         faults.append("it has both rope_scaling and rope_parameters; one of them is legal")
@@ -44,7 +43,7 @@ def read_rotary(values: Mapping[str, Any], faults: list[str], *, theta: float = 
     table = dict(values["rope_parameters"] or values["rope_scaling"] or {})
     outside = {"rope_theta": values["rope_theta"], "partial_rotary_factor": values.get("partial_rotary_factor")}
     found = {}
-    for (name, value), default in zip(outside.items(), (theta, 1.0), strict=True):
+    for (name, value), default in zip(outside.items(), (10000.0, 1.0), strict=True):
         inside = table.pop(name, value)
         if value not in (None, inside):
             faults.append(f"{name} is {value} in one place and {inside} in another")

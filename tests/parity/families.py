@@ -130,7 +130,7 @@ def make(case: str, seed: int) -> Any:
         for name, value in model.named_parameters():
             draw = torch.randn(value.shape, generator=generator)
             if "q_norm" in name or "k_norm" in name:
-                value.copy_(value + 0.8 * draw + 0.7)
+                value.copy_(value + 0.8 * draw + 1.0)
             elif value.ndim == 1:
                 value.copy_(value + 0.3 * draw)  # around one for norms, around zero for biases
             elif any(part in name for part in QUERIES_AND_KEYS):

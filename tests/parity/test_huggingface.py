@@ -54,9 +54,10 @@ def ours(lm: ji.LanguageModel, tokens: np.ndarray, mask: np.ndarray | None = Non
     return Reference(np.asarray(logits), residual, np.asarray(acts["attn.pattern"]))
 
 
-def huggingface_from(folder: Path) -> Any:
-    options = {"attn_implementation": "eager", "dtype": torch.float32}
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+def huggingface_from(folder: Path, dtype: Any = torch.float32) -> Any:
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
+    return auto.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
 
 
 @pytest.fixture(scope="module")
@@ -262,6 +263,27 @@ def test_a_fault_made_on_purpose_is_noticed(name, root):
     assert difference(ours(lm, tokens).logits, expected.logits) > 1e-3
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_bfloat16_is_no_further_from_float32_than_the_reference(case, tmp_path):
+    """One rounding more or less moves sharp attention, so that both are held against float32 with the same rounded weights."""
+    folder = tmp_path / "m"
+    make(case, 4).to(torch.bfloat16).save_pretrained(folder)
+    full, half = ji.load(folder, tokenizer=None), ji.load(folder, tokenizer=None, dtype="bfloat16")
+    tokens = some_tokens(full, 4)
+    exact = reference(huggingface_from(folder), tokens).logits
+    theirs = relative(reference(huggingface_from(folder, torch.bfloat16), tokens).logits, exact)
+    computed = Model(config=dataclasses.replace(full.config, compute_dtype="bfloat16"))
+    for model, params in ((half.model, half.params), (computed, full.params)):
+        logits, acts = ji.run(model.forward, ji.capture("resid_post"))(params, jnp.asarray(tokens))[:2]
+        assert logits.dtype == jnp.float32 and acts["resid_post"].dtype == jnp.bfloat16
+        assert 1e-4 < relative(np.asarray(logits), exact) < 1.2 * theirs + 2e-3
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference over that of the reference."""
+    return float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
+
+
 @pytest.mark.parametrize("case", ["gpt2-untied", "llama-biases"])
 def test_bfloat16_shards(case, tmp_path):
     make(case, 3).to(torch.bfloat16).save_pretrained(tmp_path / "m", max_shard_size="10KB")
@@ -272,7 +294,7 @@ def test_bfloat16_shards(case, tmp_path):
     assert difference(ours(lm, tokens).logits, reference(model, tokens).logits) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama-biases"])
+@pytest.mark.parametrize("case", ["llama-biases", *ONE_OF_EACH])
 def test_what_we_save_it_loads(case, root, tmp_path):
     model, folder = folder_of(case, 0, root)
     lm = ji.load(folder, tokenizer=None)
