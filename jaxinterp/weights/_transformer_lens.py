@@ -30,6 +30,7 @@ def from_transformer_lens(state_dict: Mapping[str, Any], config: TransformerConf
 
     The names are mostly ours (`blocks.0.attn.W_Q`). What differs:
 
+    - keys and values of grouped queries are `_W_K`, `_W_V`; these names are written where there are fewer of their heads;
     - norm weights there have `norm_weight_offset` (Gemma's 1) in them, and the embedding `embed_scale`: both are taken out again;
     - biases exist there always, and have to be zero where the config has none; so does `unembed.W_U`, which has to be the
       embedding's transpose where the config ties the two, and GPT-J's `ln2`, which has to be a copy of `ln1`;
@@ -59,17 +60,20 @@ def from_transformer_lens(state_dict: Mapping[str, Any], config: TransformerConf
         True
     """
     _check_sayable(config)
-    wanted = tensors(config)
     faults: list[str] = []
     arrays = _arrays(state_dict, faults)
+    wanted = tensors(config, grouped=config.key_value_heads != config.n_heads or "blocks.0.attn._W_K" in arrays)
     folded = config.norm_position in ("pre", "sandwich") and not any(map(is_prenorm, arrays))
     if folded:
         wanted = {name: tensor for name, tensor in wanted.items() if not is_prenorm(name)}
     _compare(arrays, wanted, config, faults)
     if faults:
+        processed = any("unembed." in fault for fault in faults)
         raise WeightsError(
-            "The state dict is not of this config:\n  " + "\n  ".join(faults) + "\nGive the config that it belongs to: "
-            "dataclasses.replace(config, tie_word_embeddings=False, unembed_bias=True), say, where weights were processed."
+            "The state dict is not of this config:\n  "
+            + "\n  ".join(faults)
+            + "\nGive the config that it belongs to"
+            + (", for processed weights with tie_word_embeddings=False and unembed_bias=True." if processed else ".")
         )
     flat = _ours(arrays, wanted, config)
     for path, leaf in flatten(Model(config=config).param_shapes()).items():
@@ -101,7 +105,7 @@ def to_transformer_lens(params: Params, config: TransformerConfig) -> dict[str, 
             "the product, so it cannot compute this model."
         )
     dtype = flat["embed.W_E"].dtype
-    wanted, state = tensors(config), {}
+    wanted, state = tensors(config, grouped=config.key_value_heads != config.n_heads), {}
     for name, tensor in wanted.items():
         if tensor.path is not None:
             value = flat[tensor.path] if tensor.layer is None else flat[tensor.path][tensor.layer]

@@ -41,11 +41,6 @@ def _is_output(c: TransformerConfig) -> bool:
     return c.norm_position == "output"
 
 
-def is_grouped(c: TransformerConfig) -> bool:
-    """Whether keys and values have fewer heads than queries."""
-    return c.key_value_heads != c.n_heads
-
-
 def _always(c: TransformerConfig) -> bool:
     return True
 
@@ -57,12 +52,11 @@ RENAMED: tuple[tuple[str, str, Callable[[TransformerConfig], bool]], ...] = (
     ("embed.W_token_type", "embed.token_type_embed.W_token_type", is_encoder),
     ("blocks.ln1_post.", "blocks.ln1.", _is_output),
     ("blocks.ln2_post.", "blocks.ln2.", _is_output),
-    ("blocks.attn.W_K", "blocks.attn._W_K", is_grouped),
-    ("blocks.attn.W_V", "blocks.attn._W_V", is_grouped),
-    ("blocks.attn.b_K", "blocks.attn._b_K", is_grouped),
-    ("blocks.attn.b_V", "blocks.attn._b_V", is_grouped),
 )
 """The beginning of our path, that of TransformerLens's name, and for which configs; the first that fits."""
+
+GROUPED = {f"blocks.attn.{name}": f"blocks.attn._{name}" for name in ("W_K", "W_V", "b_K", "b_V")}
+"""Names in its models with grouped queries: those with fewer key/value heads, and some with as many (Gemma 7B's)."""
 
 BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
 """In each block, what is not learned: it follows from the config. Those of RoPE are compared with it."""
@@ -71,9 +65,9 @@ OTHER_HEADS = ("pooler.W", "pooler.b", "nsp_head.W", "nsp_head.b")
 """Of HookedEncoder: heads that no logits depend on, and that our models do not have."""
 
 
-def name_of(path: str, config: TransformerConfig, layer: int | None = None) -> str:
-    """TransformerLens's name for one of our parameters."""
-    name = path
+def name_of(path: str, config: TransformerConfig, layer: int | None = None, grouped: bool = False) -> str:
+    """TransformerLens's name for one of our parameters, in one layer."""
+    name = GROUPED.get(path, path) if grouped else path
     for ours, theirs, fits in RENAMED:
         if path.startswith(ours) and fits(config):
             name = theirs + path[len(ours) :]
@@ -81,8 +75,8 @@ def name_of(path: str, config: TransformerConfig, layer: int | None = None) -> s
     return name if layer is None else name.replace("blocks.", f"blocks.{layer}.", 1)
 
 
-def tensors(config: TransformerConfig) -> dict[str, Tensor]:
-    """Every tensor of a state dict by name, without buffers and other heads.
+def tensors(config: TransformerConfig, grouped: bool) -> dict[str, Tensor]:
+    """Every tensor of a state dict by name, without buffers and other heads; `grouped` says which names keys and values have.
 
     With a parameter of ours, or without: biases that TransformerLens always has, the unembedding of a model that ties it to the
     embedding, the second norm of a block that has one for both (GPT-J's).
@@ -95,10 +89,10 @@ def tensors(config: TransformerConfig) -> dict[str, Tensor]:
         for layer in range(c.n_layers) if path.startswith("blocks.") else [None]:
             own = shape if layer is None else shape[1:]
             own = (own[0] * own[1],) if c.qk_norm == "all" and path.endswith("_norm.w") else own
-            found[name_of(path, c, layer)] = Tensor(path, layer, own)
+            found[name_of(path, c, layer, grouped)] = Tensor(path, layer, own)
     for path, shape in _biases(c).items():
         for layer in range(c.n_layers) if path.startswith("blocks.") else [None]:
-            found.setdefault(name_of(path, c, layer), Tensor(None, layer, shape))
+            found.setdefault(name_of(path, c, layer, grouped), Tensor(None, layer, shape))
     if c.tie_word_embeddings:
         copy = Tensor(None, None, (c.d_model, c.outputs), name_of("embed.W_E", c), transposed=True)
         found.setdefault("unembed.W_U", copy)

@@ -5,6 +5,8 @@ Its models get random numbers everywhere (its own zero biases and unit norms wou
 
 import dataclasses
 import functools
+import importlib
+import types
 import warnings
 from typing import Any
 
@@ -182,6 +184,37 @@ def test_each_step_is_theirs(flag, step):
     want = arrays(other.state_dict())
     for name in set(got) & set(want):
         check_close(got[name], want[name], 1e-5)
+
+
+CONVERTERS = {  # its conversion of OLMo 2 knows no grouped queries, and that of BERT wants a next-sentence head
+    "gpt2": "gpt2", "neox": "neox", "gptj": "gptj", "llama-grouped": "llama", "llama": "llama", "mistral": "mistral",
+    "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma", "gemma-untied": "gemma", "gemma2": "gemma", "gemma3": "gemma",
+    "phi3": "phi3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONVERTERS)
+def test_what_it_makes_of_checkpoints(case, tmp_path):
+    """Its own conversion of a Hugging Face model, read by us: the parameters that `load` gives."""
+    from tests.parity import families
+
+    name = CONVERTERS[case]
+    converter = importlib.import_module(f"transformer_lens.pretrained.weight_conversions.{name}")
+    model = families.make(case, 0)
+    model.save_pretrained(tmp_path)
+    lm = ji.load(tmp_path, tokenizer=None)
+    c = lm.config
+    theirs = types.SimpleNamespace(
+        n_layers=c.n_layers, d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head, d_mlp=c.d_mlp, d_vocab=c.d_vocab,
+        n_ctx=c.n_ctx, n_key_value_heads=None if name == "llama" and c.key_value_heads == c.n_heads else c.key_value_heads, device="cpu",
+        dtype=torch.float32, load_in_4bit=False, use_qk_norm=c.qk_norm == "head",
+        use_normalization_before_and_after=c.norm_position == "sandwich",
+    )  # fmt: skip
+    state = getattr(converter, f"convert_{name}_weights")(model, theirs)
+    if case == "phi3":  # it writes biases of RMSNorm, which its model does not have
+        state = {n: v for n, v in state.items() if not n.endswith((".ln1.b", ".ln2.b"))}
+    got = ji.weights.from_transformer_lens(arrays(state), c)
+    jax.tree.map(lambda a, b: check_close(a, b, 1e-6), got, lm.params)
 
 
 def test_another_rotation_is_noticed():

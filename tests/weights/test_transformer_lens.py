@@ -33,6 +33,18 @@ def test_names_shapes_and_what_is_always_there():
     assert len(state) == 4 + 2 + 3 * (4 + 4 + 4 + 4)
 
 
+def test_names_of_grouped_queries_with_as_many_heads():
+    model = make_model()
+    params = make_params(model)
+    state = to_transformer_lens(params, model.config)
+    other = {
+        n.replace(".W_K", "._W_K").replace(".W_V", "._W_V").replace(".b_K", "._b_K").replace(".b_V", "._b_V"): v
+        for n, v in state.items()
+    }
+    assert set(other) != set(state)
+    jax.tree.map(check_same, from_transformer_lens(other, model.config), params)
+
+
 def test_a_gemma_has_its_offset_and_its_scale_in_the_weights():
     model = make_model(**KINDS["gemma2"])
     params = make_params(model)
