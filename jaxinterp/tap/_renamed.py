@@ -77,7 +77,7 @@ def renamed(handlers: Sequence[Handler], known: Collection[str]) -> tuple[list[H
     for handler in handlers:
         meanings = {name: resolve(name, known) for name in handler.sites}
         rest = tuple(name for name, meaning in meanings.items() if meaning is None)
-        parts = [dataclasses.replace(handler, sites=rest)] if rest else []
+        parts = [dataclasses.replace(handler, sites=rest)] if rest or not meanings else []
         parts += [_under(handler, name, meaning) for name, meaning in meanings.items() if meaning is not None]
         places.append(list(range(len(made), len(made) + len(parts))))
         made += parts

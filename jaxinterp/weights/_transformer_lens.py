@@ -37,7 +37,8 @@ def from_transformer_lens(state_dict: Mapping[str, Any], config: TransformerConf
     - a gated MLP's `b_in` is added there behind the product, so that it moves into `b_out`;
     - buffers are not needed, and those of RoPE are compared with the config;
     - HookedEncoder's pooler and next-sentence head are left out: our models have none;
-    - where norms were folded, as `from_pretrained` does, their weights are absent, and ours become those that do nothing.
+    - where norms were folded, as `from_pretrained` does, their weights are absent, and ours become those that do nothing
+      (a model without norms looks the same: the config says which it is).
 
     Args:
         state_dict: arrays by name, all of one float dtype: `{k: v.numpy() for k, v in model.state_dict().items()}`; torch tensors

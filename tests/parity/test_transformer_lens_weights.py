@@ -206,7 +206,7 @@ def test_what_it_makes_of_checkpoints(case, tmp_path):
     c = lm.config
     theirs = types.SimpleNamespace(
         n_layers=c.n_layers, d_model=c.d_model, n_heads=c.n_heads, d_head=c.d_head, d_mlp=c.d_mlp, d_vocab=c.d_vocab,
-        n_ctx=c.n_ctx, n_key_value_heads=None if name == "llama" and c.key_value_heads == c.n_heads else c.key_value_heads, device="cpu",
+        n_ctx=c.n_ctx, n_key_value_heads=None if case == "llama" else c.key_value_heads, device="cpu",
         dtype=torch.float32, load_in_4bit=False, use_qk_norm=c.qk_norm == "head",
         use_normalization_before_and_after=c.norm_position == "sandwich",
     )  # fmt: skip

@@ -92,7 +92,9 @@ def test_edits_in_all_layers_and_at_chosen_ones():
 def test_perturb_and_statistics():
     delta = jnp.asarray(np.random.default_rng(2).normal(size=(2, 6, 2, 2)), jnp.float32)
     stacked = jnp.zeros((3, *delta.shape)).at[1].set(delta)
-    check_close(run(ji.perturb({Z1: delta}))[0], run(ji.perturb({"attn.z": stacked}))[0])
+    want = run(ji.perturb({"attn.z": stacked}))[0]
+    check_close(run(ji.perturb({Z1: delta}))[0], want)
+    check_close(run(ji.perturb({"blocks.*.attn.hook_z": stacked}))[0], want)
     names = (Z1, "blocks.*.hook_mlp_out")
     once = run(ji.statistics(*names))[2][0]
     twice = run(ji.statistics(*names, state=once))[2][0]
