@@ -15,7 +15,7 @@ _LLAMA = dict(
     attention_output_bias=False, mlp_bias=False,
 )  # fmt: skip
 _WINDOWS = dict(window_size=2, attn_types=("local", "global", "local"))
-_GEMMA = dict(_LLAMA, act_fn="gelu_new", norm_weight_offset=1.0, embed_scale=3.0, tie_word_embeddings=True, d_head=6)
+_GEMMA = dict(_LLAMA, act_fn="gelu_new", norm_weight_offset=1.0, embed_scale=8**0.5, tie_word_embeddings=True, d_head=6)
 _GEMMA2 = dict(_GEMMA, **_WINDOWS, norm_position="sandwich", attn_scale=1.5, output_logits_soft_cap=4.0)
 FAMILIES = {
     "gpt2": dict(act_fn="gelu_new", tie_word_embeddings=True),

@@ -134,8 +134,6 @@ class TransformerConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        if isinstance(self.attn_types, list):  # as JSON gives it
-            object.__setattr__(self, "attn_types", tuple(self.attn_types))
         _check_choices(self)
         faults = [*_size_faults(self), *_attention_faults(self), *_norm_faults(self)]
         if faults:
@@ -267,7 +265,9 @@ def _check_choices(config: Any) -> None:
         parts = [p for part in (hint, *get_args(hint)) for p in (part, *get_args(part))]
         legal = list(dict.fromkeys(v for part in parts if get_origin(part) is Literal for v in get_args(part)))
         value = getattr(config, name)
-        given = value if isinstance(value, tuple) else (value,)
+        given = value if isinstance(value, (tuple, list)) else (value,)
+        if isinstance(value, list):
+            faults.append(f"{name}={value!r} is a list; give a tuple, which can be hashed")
         may_be_none = type(None) in get_args(hint)
         if legal and any(v not in legal for v in given) and not (value is None and may_be_none):
             shown = legal + ([None] if may_be_none else [])

@@ -126,7 +126,7 @@ def _bases(values: dict[str, Any], windows: dict[str, Any], faults: list[str]) -
 
 def _square(config: TransformerConfig) -> float:
     scale = config.attn_scale or math.sqrt(config.d_head)
-    nearest = round(scale**2)
+    nearest = float(round(scale**2))
     return nearest if math.sqrt(nearest) == scale else scale**2
 
 

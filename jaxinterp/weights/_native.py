@@ -28,7 +28,7 @@ FIELDS: dict[str, Field] = {
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    arguments = {name: values[name] for name in DEFAULTS}
+    arguments = {name: tuple(v) if isinstance(v := values[name], list) else v for name in DEFAULTS}
     if values["rotary_scaling"] is not None:
         try:
             arguments["rotary_scaling"] = RotaryScaling(**values["rotary_scaling"])

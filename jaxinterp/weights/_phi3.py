@@ -12,7 +12,7 @@ from jaxinterp.weights._decoder import (
     decoder_describe,
     decoder_fields,
 )
-from jaxinterp.weights._family import COUNT, NUMBER, Family, Field, Row
+from jaxinterp.weights._family import COUNT, FLAG, NUMBER, Family, Field, Row
 from jaxinterp.weights._transforms import heads_from_columns, stacked_columns, stacked_heads, transposed
 
 FIELDS = {
@@ -27,6 +27,7 @@ FIELDS = {
     ),
     "partial_rotary_factor": Field(NUMBER, None),
     "sliding_window": Field(COUNT, None),
+    "attention_bias": Field(FLAG, False, (False,)),
     "original_max_position_embeddings": Field(COUNT, 4096),
 }
 

@@ -32,7 +32,7 @@ WINDOW_FIELDS = {
     "max_window_layers": Field(COUNT, 28),
     "layer_types": LAYER_TYPES,
 }
-FIELDS_2 = {**decoder_fields(**SIZES), **WINDOW_FIELDS}
+FIELDS_2 = {**decoder_fields(**SIZES), "use_mrope": Field(FLAG, False, (False,)), **WINDOW_FIELDS}
 FIELDS_3 = {**decoder_fields(**SIZES, head_dim=128), "attention_bias": Field(FLAG, False), **WINDOW_FIELDS}
 
 

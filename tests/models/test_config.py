@@ -46,6 +46,7 @@ def untyped(cls, **fields):
         (dict(window_size=3, attn_types=("global",)), "attn_types has 1 entries for n_layers=3"),
         (dict(window_size=3, attn_types=("global",) * 3), "window_size=3 would do nothing"),
         (dict(window_size=3, attn_types=("global", "local", "near")), "legal: 'global', 'local'"),
+        (dict(window_size=3, attn_types=["local"] * 3), "is a list; give a tuple"),
         (dict(window_size=0), "window_size=0 must be at least 1"),
         (dict(window_size=3, attention_dir="bidirectional"), "windows look back only"),
         (dict(positional_embedding_type="rotary", rotary_base_local=10.0), "no layer is local"),
