@@ -59,6 +59,7 @@ _NORMALIZED = (
 ALIASES: tuple[Alias, ...] = (
     Alias("hook_embed", (), False, "embed is the sum with the position embedding; name embed where there is none (RoPE)"),
     Alias("hook_pos_embed", (), False, "embed is the sum with the token embedding; no site has it alone"),
+    Alias("hook_full_embed", ("embed",), False),
     Alias("hook_resid_pre", ("resid_pre",)),
     Alias("hook_attn_in", (), note="[B, T, H, D] there; edit attn.q_in, attn.k_in and attn.v_in here, or attn.in for all heads"),
     Alias("hook_q_input", ("attn.q_in",)),

@@ -11,6 +11,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.tap._aliases import ALIASES, explain, resolve
+from tests.parity import test_transformer_lens_weights as other
 from tests.tiny import check_close
 
 pytestmark = pytest.mark.parity
@@ -92,22 +93,50 @@ def test_the_same_values(kind):
     run = jax.jit(ji.run(model.forward, ji.capture(*names, *stars)))
     ours, acts, _ = run(params, jnp.asarray(TOKENS))
     check_close(ours, logits.numpy())
-    compared = 0
+    assert len(names) > 30
+    split = {
+        name: value[:, :, 0] if name.endswith("ln1.hook_scale") else value for name, value in cache.items()
+    }  # by head there
+    check_cache(split, {name: acts[name] for name in names})
     for name in names:
-        want, got = cache[name].numpy(), np.asarray(acts[name])
+        if name.startswith("blocks."):
+            np.testing.assert_array_equal(acts["blocks.*." + hook_of(name)][int(name.split(".")[1])], acts[name])
+
+
+def check_cache(cache: Any, acts: Any) -> None:
+    for name, got in acts.items():
+        want, got = cache[name].numpy(), np.asarray(got)
         if "hook_attn_scores" in name:  # -inf there, the lowest number here
             assert (np.isneginf(want) == (got == np.finfo(np.float32).min)).all()
             want, got = np.where(np.isneginf(want), 0, want), np.where(np.isneginf(want), 0, got)
-        if name.endswith(
-            "ln1.hook_scale"
-        ):  # by head there, of the same stream in every head, since the inputs were split
-            want = want[:, :, 0]
         check_close(got, want)
-        layer = name.split(".")[1]
-        if name.startswith("blocks."):
-            np.testing.assert_array_equal(acts["blocks.*." + hook_of(name)][int(layer)], acts[name])
-        compared += 1
-    assert compared == len(names) > 30
+
+
+@pytest.mark.parametrize("kind", ["attention only", "gptj", "neox", "gemma2", "olmo2"])
+def test_values_in_other_kinds_of_models(kind):
+    """What an alias means there is what it means in TransformerLens, or it means nothing."""
+    oracle, model = other.pair(kind)
+    state = {name: value.numpy() for name, value in oracle.state_dict().items()}
+    params = ji.weights.from_transformer_lens(state, model.config)
+    with torch.inference_mode():
+        cache = oracle.run_with_cache(torch.tensor(TOKENS).long())[1]
+    known = {site.name for site in ji.sites(model.forward, params, jnp.asarray(TOKENS))}
+    names = [name for name in cache if resolve(name, known)]
+    assert len(names) > 30
+    if model.config.gated_mlp:  # with biases in these models, which stand elsewhere in its gated MLPs
+        names = [name for name in names if not name.endswith("mlp.hook_post")]
+    check_cache(cache, jax.jit(ji.run(model.forward, ji.capture(*names)))(params, jnp.asarray(TOKENS))[1])
+
+
+def test_values_in_an_encoder():
+    oracle, model = other.encoder()
+    params = ji.weights.from_transformer_lens({n: v.numpy() for n, v in oracle.state_dict().items()}, model.config)
+    with torch.inference_mode():
+        cache = oracle.run_with_cache(torch.tensor(TOKENS).long())[1]
+    known = {site.name for site in ji.sites(model.forward, params, jnp.asarray(TOKENS))}
+    names = [name for name in cache if resolve(name, known)]
+    assert len(names) > 30 and "blocks.0.hook_resid_mid" in cache and "blocks.0.hook_resid_mid" not in names
+    check_cache(cache, jax.jit(ji.run(model.forward, ji.capture(*names)))(params, jnp.asarray(TOKENS))[1])
 
 
 def weights(size: int) -> np.ndarray:

@@ -114,7 +114,8 @@ def test_the_same_logits_from_a_state_dict_and_back(kind):
     check_close(logits, their_logits(oracle))
 
 
-def test_an_encoder_with_padding():
+@functools.cache
+def encoder() -> tuple[Any, ji.Model]:
     config = transformer_lens.HookedTransformerConfig(
         **BASE, act_fn="gelu", attention_dir="bidirectional", normalization_type="LN", device="cpu", seed=0
     )
@@ -122,7 +123,11 @@ def test_an_encoder_with_padding():
         warnings.simplefilter("ignore", DeprecationWarning)
         oracle = transformer_lens.HookedEncoder(config).eval()
     fill(oracle, 2)
-    model = ji.Model(config=ji.TransformerConfig(**BASE | ENCODER))
+    return oracle, ji.Model(config=ji.TransformerConfig(**BASE | ENCODER))
+
+
+def test_an_encoder_with_padding():
+    oracle, model = encoder()
     state = arrays(oracle.state_dict())
     params = ji.weights.from_transformer_lens(state, model.config)
     mask = np.arange(9)[None] < np.array([[9], [5]])
