@@ -146,6 +146,11 @@ def _check_form(model: Any, form: str, keep: Sequence[str]) -> None:
         )
     if form not in FORMS:
         raise InputError(f"form={form!r}: legal are {' and '.join(map(repr, FORMS))}.")
+    if form == "frozen" and model.config.norm_position == "post":
+        raise InputError(
+            "form='frozen' says that an input is the base run's plus the sender's change; this model normalizes the residual "
+            "stream after each sum (norm_position='post'), where no such sum exists. Take form='recomputed'."
+        )
     if set(keep) - {"prompts", "interval", "logits"}:
         raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jaxinterp.models import block, embed, unembed
 from jaxinterp.nn import KeyValues
 from tests.nn.test_mlp import FORMULAS
 from tests.nn.test_rotary import by_complex_numbers
-from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
+from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 TOKENS = make_tokens(length=6)
 
@@ -33,6 +34,7 @@ CONFIGS = {
     ),
     "attention only": dict(attn_only=True, d_mlp=None, normalization_type=None, positional_embedding_type="none"),
     "encoder": dict(attention_dir="bidirectional", act_fn="relu", final_norm=False, mlp_bias=False),
+    **{name: FAMILIES[name] for name in ("gpt_neox", "gptj", "mistral", "gemma2", "gemma3_text", "olmo2", "bert")},
 }  # fmt: skip
 
 
@@ -57,50 +59,80 @@ def numpy_forward(c, params, tokens):
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     stream = []
 
-    def norm(x, w):
-        if c.normalization_type is None:
+    def norm(x, w, here=True, kind=c.normalization_type):
+        if kind is None or not here or w is None:
             return x
-        x = x - x.mean(-1, keepdims=True) if c.normalization_type == "LN" else x
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + c.eps) * w["w"] + w.get("b", 0.0)
+        x = x - x.mean(-1, keepdims=True) if kind == "LN" else x
+        scale = np.sqrt((x**2).mean(-1, keepdims=True) + c.eps)
+        return x / scale * (w["w"] + c.norm_weight_offset) + w.get("b", 0.0)
 
-    out = []
+    def heads(x, attn, letter, layer):
+        """Queries, keys or values [T, heads, E], normalized and turned."""
+        y = np.einsum("td,hde->the", x, attn[f"W_{letter}"]) + attn.get(f"b_{letter}", 0.0)
+        if letter == "V":
+            return y
+        if c.qk_norm == "head":
+            y = norm(y, attn[f"{letter.lower()}_norm"], kind="RMS")
+        if c.qk_norm == "all":
+            weight = {"w": attn[f"{letter.lower()}_norm"]["w"].reshape(-1)}
+            y = norm(y.reshape(len(y), -1), weight, kind="RMS").reshape(y.shape)
+        if c.positional_embedding_type == "rotary":
+            angles = c.frequencies(local=c.is_local[layer])
+            order = np.arange(c.d_head)
+            if c.rotary_adjacent_pairs:  # the same rotation, with the pairs pulled apart and put back
+                n = 2 * len(angles)
+                order = np.concatenate([np.arange(0, n, 2), np.arange(1, n, 2), np.arange(n, c.d_head)])
+            for head in range(y.shape[1]):
+                y[:, head, order] = turned(y[:, head, order], angles)
+        return y
+
+    def attention(x, layer, i):
+        attn = layer["attn"]
+        h = norm(x, layer.get("ln1"), c.norm_position in ("pre", "sandwich"))
+        q, k, v = (heads(h, attn, letter, i) for letter in "QKV")
+        write = np.zeros_like(x)
+        for head in range(c.n_heads):
+            group = head // (c.n_heads // c.key_value_heads)
+            s = q[:, head] @ k[:, group].T / (c.attn_scale or np.sqrt(c.d_head))
+            s = s if c.attn_scores_soft_cap is None else c.attn_scores_soft_cap * np.tanh(s / c.attn_scores_soft_cap)
+            if c.attention_dir == "causal":
+                s = np.where(np.tri(len(x)), s, -np.inf)
+            if c.is_local[i]:
+                s = np.where(np.tri(len(x), k=-c.window_size), -np.inf, s)
+            w = np.exp(s - s.max(-1, keepdims=True))
+            write += w / w.sum(-1, keepdims=True) @ v[:, group] @ attn["W_O"][head]
+        return norm(write + attn.get("b_O", 0.0), layer.get("ln1_post"))
+
+    def mlp(x, layer):
+        m = layer["mlp"]
+        h = norm(x, layer.get("ln1" if c.shared_norm else "ln2"), c.norm_position in ("pre", "sandwich"))
+        pre = h @ m["W_in"] + m.get("b_in", 0)
+        act = FORMULAS[c.act_fn]
+        post = act(h @ m["W_gate"] + m.get("b_gate", 0)) * pre if c.gated_mlp else act(pre)
+        return norm(post @ m["W_out"] + m.get("b_out", 0), layer.get("ln2_post"))
+
+    out, after = [], c.norm_position == "post"
     for row in np.asarray(tokens):
-        x = p["embed"]["W_E"][row] + (
-            p["embed"]["W_pos"][: len(row)] if c.positional_embedding_type == "standard" else 0
-        )
+        x = p["embed"]["W_E"][row] * c.embed_scale
+        x = x + (p["embed"]["W_pos"][: len(row)] if c.positional_embedding_type == "standard" else 0)
+        x = x + (p["embed"]["W_token_type"][0] if c.n_token_types else 0)
+        x = norm(x, p["embed"].get("ln"))
         stream.append([x])
         for i in range(c.n_layers):
             layer = jax.tree.map(lambda a: a[i], p["blocks"][0])  # noqa: B023
-            a, h = layer["attn"], norm(x, layer.get("ln1"))
-            write = np.zeros_like(x)
-            for head in range(c.n_heads):
-                group = head // (c.n_heads // c.key_value_heads)
-                q = h @ a["W_Q"][head] + (a["b_Q"][head] if c.attention_bias else 0)
-                k = h @ a["W_K"][group] + (a["b_K"][group] if c.attention_bias else 0)
-                v = h @ a["W_V"][group] + (a["b_V"][group] if c.attention_bias else 0)
-                if c.positional_embedding_type == "rotary":
-                    q, k = (turned(y, c.frequencies()) for y in (q, k))
-                s = q @ k.T / (c.attn_scale or np.sqrt(c.d_head))
-                if c.attention_dir == "causal":
-                    s = np.where(np.tri(len(row)), s, -np.inf)
-                w = np.exp(s - s.max(-1, keepdims=True))
-                write += w / w.sum(-1, keepdims=True) @ v @ a["W_O"][head]
-            x = x + write + (a["b_O"] if c.attention_output_bias else 0)
-            if not c.attn_only:
-                m, h = layer["mlp"], norm(x, layer.get("ln2"))
-                pre = h @ m["W_in"] + m.get("b_in", 0)
-                post = (
-                    FORMULAS[c.act_fn](h @ m["W_gate"] + m.get("b_gate", 0)) * pre
-                    if c.gated_mlp
-                    else FORMULAS[c.act_fn](pre)
-                )
-                x = x + post @ m["W_out"] + m.get("b_out", 0)
+            if c.parallel_attn_mlp:
+                x = x + attention(x, layer, i) + mlp(x, layer)
+            else:
+                x = norm(x + attention(x, layer, i), layer.get("ln1"), after)
+                x = x if c.attn_only else norm(x + mlp(x, layer), layer.get("ln2"), after)
             stream[-1].append(x)
         x = norm(x, p.get("ln_final")) if c.final_norm else x
-        out.append(
-            x @ (p["embed"]["W_E"].T if c.tie_word_embeddings else p["unembed"]["W_U"])
-            + (p["unembed"]["b_U"] if c.unembed_bias else 0)
-        )
+        if c.mlm_head:
+            x = norm(FORMULAS[c.act_fn](x @ p["mlm_head"]["W"] + p["mlm_head"]["b"]), p["mlm_head"]["ln"])
+        logits = x @ (p["embed"]["W_E"].T if c.tie_word_embeddings else p["unembed"]["W_U"])
+        logits = logits + (p["unembed"]["b_U"] if c.unembed_bias else 0)
+        cap = c.output_logits_soft_cap
+        out.append(logits if cap is None else cap * np.tanh(logits / cap))
     return np.stack(out), np.swapaxes(np.array(stream), 0, 1)
 
 
@@ -123,16 +155,22 @@ def test_params_have_the_promised_shapes(name):
     )
     assert jax.tree.structure(made) == jax.tree.structure(params)
     attn = made["blocks"][0]["attn"]
-    assert attn["W_Q"].shape == (3, 4, 8, 4) and attn["W_O"].shape == (3, 4, 4, 8)
-    assert attn["W_K"].shape == (3, model.config.key_value_heads, 8, 4)
+    width = model.config.d_head
+    assert attn["W_Q"].shape == (3, 4, 8, width) and attn["W_O"].shape == (3, 4, width, 8)
+    assert attn["W_K"].shape == (3, model.config.key_value_heads, 8, width)
     if "mlp" in made["blocks"][0]:
         assert made["blocks"][0]["mlp"]["W_in"].shape == (3, 8, 12)
     assert ("unembed" in made) == (not model.config.tie_word_embeddings or model.config.unembed_bias)
     check_same(jax.tree.leaves(made)[0], jax.tree.leaves(model.init(jax.random.key(0)))[0])
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "encoder"])
-@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        *itertools.product(["gpt2", "llama", "encoder"], ["left", "right", "both"]),
+        *((name, "both") for name in ("gptj", "gemma3_text", "olmo2", "bert")),
+    ],
+)
 def test_padding_changes_nothing_at_real_positions(name, side):
     model, params, forward = case(name)
     pad = {"left": (3, 0), "right": (0, 3), "both": (2, 1)}[side]

@@ -98,6 +98,35 @@ def test_a_variant_is_the_loop(name, positions):
     check_close(tail[real[:, 3:]], want[:, 3:][real[:, 3:]])
 
 
+@pytest.mark.parametrize("cut", [0, 10])
+@pytest.mark.parametrize(
+    ("causal", "window", "soft_cap", "dtype"),
+    [(True, 7, 1.5, jnp.float32), (False, None, None, jnp.float32), (True, 90, None, jnp.bfloat16)],
+)
+def test_long_sequences_by_blocks_are_the_whole(causal, window, soft_cap, dtype, cut):
+    """Whoever captures the pattern gets the whole computation, everybody else the blocks of queries."""
+    rng, long = np.random.default_rng(3), 530
+    x = jnp.asarray(rng.normal(size=(B, long, D)), dtype)
+    positions = np.stack([np.arange(long), np.maximum(np.arange(long) - 9, -1)])  # the second one is padded on the left
+    p = jax.tree.map(lambda a: jnp.asarray(a, dtype), make(2))
+    how = dict(causal=causal, rotary=True, kind=dict(soft_cap=soft_cap))
+    how |= dict(window=None if window is None else jnp.int32(window))
+
+    def rest(x, *, tap=ji.IDENTITY):
+        prefix = call(p, x[:, :cut], positions[:, :cut], **how)[1] if cut else None
+        return call(p, x[:, cut:], positions[:, cut:], prefix=prefix, tap=tap, **how)[0]
+
+    got = jax.jit(rest)(x)
+    want, acts, _ = jax.jit(ji.run(rest, ji.capture("attn.pattern")))(x)
+    assert acts["attn.pattern"].shape == (B, H, long - cut, long)
+    real = positions[:, cut:] >= 0
+    tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
+    check_close(got.astype(jnp.float32)[real], want.astype(jnp.float32)[real], tolerance)
+    text = jax.jit(rest).lower(x).as_text()
+    assert "x128x530xf32" in text or "x128x520xf32" in text
+    assert f"x{long - cut}x{long - cut}xf32" not in text
+
+
 @pytest.mark.parametrize(
     ("kv_heads", "causal", "rotary"),
     [(4, True, False), (2, True, True), (1, True, True), (2, False, True), (1, False, False)],

@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 import jaxinterp as ji
@@ -215,6 +216,20 @@ def test_a_sweep_equals_the_loop(problem, data):
     want = np.array(want)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(want))
     check(np.nan_to_num(got), np.nan_to_num(want), np.abs(loop.base).max() + np.nanmax(np.abs(want), initial=0.0))
+
+
+@pytest.mark.parametrize("family", FAMILIES if EXAMPLES > 15 else ["gptj", "gemma3_text", "bert"])  # 6 s each
+def test_a_family_equals_the_loop(family):
+    problem = make_problem(3, FAMILIES[family], 1, (0, 1, 0), "left", 1, 0, False)
+    model, params, base, source, mask, metric = problem
+    over = {"layer": [0, 1, 2], "head": [1], "position": [0, 2, 3]}
+    args = dict(base=base, source=source, mask=mask, site="attn.z", over=over, metric=metric, keep=("prompts",))
+    got = quiet_sweep(model, params, **args, progress=False).effect_by_prompt.values.reshape(-1, 3)
+    loop = Loop(model, params, base, source, mask, metric, ji.patch, ["attn.z"])
+    cells = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    want = np.array([loop([cell]) - loop.base for cell in cells])
+    assert np.abs(want).max() > 1e-3 * np.abs(loop.base).max()
+    check(got, want, np.abs(loop.base).max() + np.abs(want).max())
 
 
 def _some(axis, shape, data):
