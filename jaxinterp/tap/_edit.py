@@ -67,7 +67,7 @@ def edit(
     """Replaces the value of a site by `fn(value)`, or by `fn(value, data)` where data is given.
 
     Args:
-        site: a name or glob.
+        site: a name or glob (or one of TransformerLens's names, see `run`).
         fn: keeps shape and dtype. It is static: jit compiles again for another function, so put what changes into `data`.
         data: a pytree of arrays.
         layer, head, feature: indices at which the new value is taken: int, sequence or array [n], static or traced. None: all.

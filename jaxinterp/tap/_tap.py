@@ -14,6 +14,7 @@ from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScop
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._loops import layer_rows, rolled, unrolled
 from jaxinterp.tap._records import Place, Records
+from jaxinterp.tap._renamed import Renamed
 from jaxinterp.tap._scope import Scope
 from jaxinterp.tap._site import Handler, Site, SiteShape, axes_of, matches
 from jaxinterp.tap._where import take_rows
@@ -95,7 +96,10 @@ class Tap:
                 "for example with .astype(value.dtype)."
             )
         if emitted is not None:
-            scope.records.add(self._prefix + handler.prefix + site.name, emitted, site.layer, handler.layers)
+            alias = handler.visit if isinstance(handler.visit, Renamed) else None
+            key = self._prefix + handler.prefix + (site.name if alias is None else alias.name)
+            alone = alias is not None and alias.layer is not None
+            scope.records.add(key, emitted, site.layer, handler.layers, alone)
         return value
 
     def _enter(self, name: str) -> Scope:

@@ -211,7 +211,8 @@ class LanguageModel:
         Args:
             prompt: texts or ids.
             *names: sites to keep, names or globs; none means all that are computed anyway. On-demand sites, such as
-                "attn.pattern", are named.
+                "attn.pattern", are named. TransformerLens's names are taken too: "blocks.3.attn.hook_pattern" (one layer, without
+                an axis of layers), "blocks.*.hook_resid_pre".
             prepend_bos: see `encode`.
             handlers: edits under which the model runs.
 
