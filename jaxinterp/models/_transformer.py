@@ -50,8 +50,10 @@ def embed(
     elif token_types is not None:
         raise InputError("token types were given, but no model of this config has any. Leave token_types out.")
     if c.positional_embedding_type == "standard":
-        where = jnp.broadcast_to(lookup(table["W_pos"], jnp.maximum(positions, 0)), x.shape)
-        x = x + (tap("embed.position", where) if tap.wants("embed.position") else where)
+        where = lookup(table["W_pos"], jnp.maximum(positions, 0))
+        if tap.wants("embed.position"):
+            where = tap("embed.position", jnp.broadcast_to(where, x.shape))
+        x = x + where
     x = x if c.compute_dtype is None else x.astype(c.compute_dtype)
     if c.embed_norm:
         x = normalize(table["ln"], x, norm=c.norm, site="embed.norm_scale", tap=tap)

@@ -31,7 +31,7 @@ SHAPES = {
     ),
 }
 WITHOUT = {
-    "hook_embed", "hook_pos_embed", "hook_attn_in", "ln1.hook_normalized", "ln2.hook_normalized", "ln_final.hook_normalized",
+    "hook_attn_in", "ln1.hook_normalized", "ln2.hook_normalized", "ln_final.hook_normalized",
     "unembed.hook_in", "unembed.hook_out",
 }  # fmt: skip
 TOKENS = np.random.default_rng(5).integers(0, BASE["d_vocab"], (2, 9)).astype(np.int32)
