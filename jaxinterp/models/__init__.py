@@ -3,7 +3,8 @@
 from jaxinterp.models._config import RotaryScaling, TransformerConfig
 from jaxinterp.models._generate import generate
 from jaxinterp.models._model import Model, check_tokens, token_positions
-from jaxinterp.models._transformer import block, embed, init, layer_data, param_shapes, unembed
+from jaxinterp.models._parameters import init, param_shapes
+from jaxinterp.models._transformer import block, embed, layer_data, unembed
 
 __all__ = [
     "Model",

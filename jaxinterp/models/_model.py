@@ -13,7 +13,7 @@ import numpy as np
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._tree import is_traced
 from jaxinterp._typing import Array, Bool, Float, Int, Params, PRNGKeyArray
-from jaxinterp.models import _transformer
+from jaxinterp.models import _parameters, _transformer
 from jaxinterp.models._config import TransformerConfig
 from jaxinterp.nn import KeyValues
 from jaxinterp.tap import IDENTITY, Tap, take_rows
@@ -44,7 +44,7 @@ class Model:
     """
 
     config: TransformerConfig
-    init_fn: Callable[..., Params] = _transformer.init
+    init_fn: Callable[..., Params] = _parameters.init
     layer_data_fn: Callable[..., Any] = _transformer.layer_data
     embed_fn: Callable[..., Array] = _transformer.embed
     block_fn: Callable[..., tuple[Array, KeyValues]] = _transformer.block
@@ -68,11 +68,12 @@ class Model:
 
     def block(self, params: Params, data: Params, x: Float[Array, "B T D"], **how: Any) -> tuple[Array, KeyValues]:
         """See `jaxinterp.models.block`."""
-        return self.block_fn(self.config, params, data, x, **how)
+        return self.block_fn(self.config, _cast(self.config, params), data, x, **how)
 
     def unembed(self, params: Params, x: Float[Array, "B T D"], **how: Any) -> Float[Array, "B T V"]:
         """See `jaxinterp.models.unembed`."""
-        return self.unembed_fn(self.config, params, x, **how)
+        rest = {name: part for name, part in params.items() if name != "blocks"}
+        return self.unembed_fn(self.config, _cast(self.config, rest), x, **how)
 
     def forward(
         self,
@@ -151,6 +152,19 @@ class Model:
             made.append(KeyValues(own[0], own[1], positions))
             first += jax.tree.leaves(weights)[0].shape[0]
         return x, tuple(made)
+
+
+def _cast(config: TransformerConfig, params: Params) -> Params:
+    """The parameters in the dtype that they are used in; norms compute in float32 and keep their own."""
+    if config.compute_dtype is None:
+        return params
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def one(path: tuple[Any, ...], leaf: Array) -> Array:
+        in_norm = any(str(getattr(key, "key", "")).startswith(("ln", "q_norm", "k_norm")) for key in path)
+        return leaf if in_norm else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def token_positions(

@@ -1,84 +1,30 @@
-"""The transformer as plain functions of a config: init, embed, block, unembed."""
+"""The transformer as plain functions of a config: embed, block, unembed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxinterp._errors import InputError
-from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params
 from jaxinterp.models._config import TransformerConfig
-from jaxinterp.nn import KeyValues, attention, lookup, mlp, normalize
+from jaxinterp.nn import ACTIVATIONS, NO_NORM, AttentionKind, KeyValues, Norm, attention, lookup, mlp, normalize
 from jaxinterp.tap import IDENTITY, Tap, take_rows
 
-
-def param_shapes(config: TransformerConfig) -> Params:
-    """The tree of parameter shapes: nested dictionaries of tuples, blocks stacked along L in a tuple of segments."""
-    c = config
-    n, d, h, k, e, f = c.n_layers, c.d_model, c.n_heads, c.key_value_heads, c.d_head, c.d_mlp
-
-    def norm(*lead: int) -> dict[str, tuple[int, ...]]:
-        return {"w": (*lead, d)} | ({"b": (*lead, d)} if c.normalization_type == "LN" else {})
-
-    attn = {"W_Q": (n, h, d, e), "W_K": (n, k, d, e), "W_V": (n, k, d, e), "W_O": (n, h, e, d)}
-    if c.attention_bias:
-        attn |= {"b_Q": (n, h, e), "b_K": (n, k, e), "b_V": (n, k, e)}
-    if c.attention_output_bias:
-        attn |= {"b_O": (n, d)}
-    block: dict[str, Any] = {"attn": attn}
-    if f is not None:
-        block["mlp"] = {"W_in": (n, d, f), "W_out": (n, f, d)} | ({"W_gate": (n, d, f)} if c.gated_mlp else {})
-        if c.mlp_bias:
-            block["mlp"] |= {"b_in": (n, f), "b_out": (n, d)} | ({"b_gate": (n, f)} if c.gated_mlp else {})
-    tree: dict[str, Any] = {"embed": {"W_E": (c.d_vocab, d)}, "blocks": (block,)}
-    if c.positional_embedding_type == "standard":
-        tree["embed"]["W_pos"] = (c.n_ctx, d)
-    if c.normalization_type is not None:
-        block["ln1"] = norm(n)
-        if f is not None:
-            block["ln2"] = norm(n)
-        if c.final_norm:
-            tree["ln_final"] = norm()
-    unembed = {} if c.tie_word_embeddings else {"W_U": (d, c.outputs)}
-    unembed |= {"b_U": (c.outputs,)} if c.unembed_bias else {}
-    if unembed:
-        tree["unembed"] = unembed
-    return tree
-
-
-def init(config: TransformerConfig, key: PRNGKeyArray) -> Params:
-    """Random float32 parameters.
-
-    Weights are normal with `initializer_range` (divided by sqrt(2L) where they write to the residual stream, as in GPT-2),
-    norms one, biases zero.
-    """
-    shapes, tree = jax.tree.flatten_with_path(param_shapes(config), is_leaf=_is_shape)
-    keys = jax.random.split(key, len(shapes))
-    leaves = []
-    for (path, shape), k in zip(shapes, keys, strict=True):
-        name = path[-1].key
-        if name == "w":
-            leaves.append(jnp.ones(shape, jnp.float32))
-        elif name.startswith("b"):
-            leaves.append(jnp.zeros(shape, jnp.float32))
-        else:
-            std = config.initializer_range / ((2 * config.n_layers) ** 0.5 if name in ("W_O", "W_out") else 1.0)
-            leaves.append(jax.random.normal(k, shape, jnp.float32) * std)
-    return jax.tree.unflatten(tree, leaves)
-
-
-def _is_shape(x: Any) -> bool:
-    return isinstance(x, tuple) and all(isinstance(i, int) for i in x)
+UNLIMITED = 2**30
+"""The window of a global layer, where others are local: longer than any context, and far from the limit of int32."""
 
 
 def layer_data(config: TransformerConfig) -> tuple[dict[str, np.ndarray], ...]:
-    """What differs between layers and is not learned, by segment, stacked along L."""
-    if config.positional_embedding_type != "rotary":
-        return ({},)
-    return ({"frequencies": np.tile(config.frequencies(), (config.n_layers, 1))},)
+    """What differs between layers and is not learned, by segment, stacked along L: RoPE's frequencies, the window."""
+    c, data = config, {}
+    if c.positional_embedding_type == "rotary":
+        data["frequencies"] = np.stack([c.frequencies(local=local) for local in c.is_local])
+    if c.window_size is not None:
+        data["window"] = np.array([c.window_size if local else UNLIMITED for local in c.is_local], np.int32)
+    return (data,)
 
 
 def embed(
@@ -90,13 +36,22 @@ def embed(
     token_types: Int[Array, "B T"] | None = None,
     tap: Tap = IDENTITY,
 ) -> Float[Array, "B T D"]:
-    """Token embedding, plus the learned position embedding where the model has one. An id out of range gives NaN."""
-    if token_types is not None:
-        raise InputError("token types were given, but no model of this config has any. Leave token_types out.")
-    table = params["embed"]
+    """Token embedding, plus those of positions and of token types (0 by default) where the model has them, normalized if it says so.
+
+    An id out of range gives NaN.
+    """
+    c, table = config, params["embed"]
     x = lookup(table["W_E"], tokens)
-    if config.positional_embedding_type == "standard":
+    x = x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, x.dtype)
+    if c.n_token_types is not None:
+        x = x + lookup(table["W_token_type"], jnp.zeros_like(tokens) if token_types is None else token_types)
+    elif token_types is not None:
+        raise InputError("token types were given, but no model of this config has any. Leave token_types out.")
+    if c.positional_embedding_type == "standard":
         x = x + lookup(table["W_pos"], jnp.maximum(positions, 0))
+    x = x if c.compute_dtype is None else x.astype(c.compute_dtype)
+    if c.embed_norm:
+        x = normalize(table["ln"], x, norm=c.norm, site="embed.norm_scale", tap=tap)
     return tap("embed", x)
 
 
@@ -111,7 +66,7 @@ def block(
     read: Int[Array, "#B P"] | None = None,
     tap: Tap = IDENTITY,
 ) -> tuple[Float[Array, "B P D"], KeyValues]:
-    """One layer: x + attention, then + MLP.
+    """One layer: x + attention, then + MLP, with norms where the config has them; or both on x, side by side.
 
     Args:
         config: of the model.
@@ -127,29 +82,50 @@ def block(
         The residual stream after the layer, at the rows that are read, and the keys and values of all rows.
     """
     c = config
+    before, behind, after_sum = _norms(c)
     x = tap("resid_pre", x)
     write, key_values = attention(
-        params["attn"],
-        params.get("ln1"),
-        tap("attn.in", x),
-        positions=positions,
-        frequencies=data.get("frequencies"),
-        prefix=prefix,
-        read=read,
+        params["attn"], params.get("ln1"), tap("attn.in", x), kind=_attention_kind(c, before), positions=positions,
+        frequencies=data.get("frequencies"), window=data.get("window"), prefix=prefix, read=read, tap=tap,
+    )  # fmt: skip
+    x, tap = (x if read is None else take_rows(x, read)), tap.narrow(read)
+    write = normalize(params.get("ln1_post"), write, norm=behind, site="attn.post_norm_scale", tap=tap)
+    write = tap("attn.out", write)
+    if c.parallel_attn_mlp:
+        middle, total = x, x + write
+    else:
+        total = normalize(params.get("ln1"), x + write, norm=after_sum, site="attn.post_norm_scale", tap=tap)
+        middle = total = tap("resid_mid", total)
+    if c.attn_only:
+        return tap("resid_post", total), key_values
+    weight = params.get("ln1" if c.shared_norm else "ln2")
+    h = normalize(weight, tap("mlp.in", middle), norm=before, site="mlp.norm_scale", tap=tap)
+    write = mlp(params["mlp"], h, act_fn=c.act_fn, gated=c.gated_mlp, precision=c.precision, tap=tap)
+    write = normalize(params.get("ln2_post"), write, norm=behind, site="mlp.post_norm_scale", tap=tap)
+    total = total + tap("mlp.out", write)
+    total = normalize(params.get("ln2"), total, norm=after_sum, site="mlp.post_norm_scale", tap=tap)
+    return tap("resid_post", total), key_values
+
+
+def _norms(c: TransformerConfig) -> tuple[Norm, Norm, Norm]:
+    """The norms before a sublayer, behind it, and after the sum."""
+    return (
+        c.norm if c.norm_position in ("pre", "sandwich") else NO_NORM,
+        c.norm if c.norm_position in ("sandwich", "output") else NO_NORM,
+        c.norm if c.norm_position == "post" else NO_NORM,
+    )
+
+
+def _attention_kind(c: TransformerConfig, norm: Norm) -> AttentionKind:
+    return AttentionKind(
         causal=c.attention_dir == "causal",
         scale=c.score_scale,
-        normalization=c.normalization_type,
+        soft_cap=c.attn_scores_soft_cap,
+        norm=norm,
+        qk_norm=NO_NORM if c.qk_norm is None else Norm("RMS", c.eps, c.norm_weight_offset),
+        adjacent_pairs=c.rotary_adjacent_pairs,
         precision=c.precision,
-        eps=c.eps,
-        tap=tap,
     )
-    x, tap = (x if read is None else take_rows(x, read)), tap.narrow(read)
-    x = tap("resid_mid", x + tap("attn.out", write))
-    if c.attn_only:
-        return tap("resid_post", x), key_values
-    h = normalize(params.get("ln2"), tap("mlp.in", x), kind=c.normalization_type, name="mlp", eps=c.eps, tap=tap)
-    write = mlp(params["mlp"], h, act_fn=c.act_fn, gated=c.gated_mlp, precision=c.precision, tap=tap)
-    return tap("resid_post", x + tap("mlp.out", write)), key_values
 
 
 def unembed(
@@ -160,11 +136,15 @@ def unembed(
     tokens: Int[Array, "B n"] | None = None,
     tap: Tap = IDENTITY,
 ) -> Float[Array, "B T V"]:
-    """Final norm and logits in float32, of all tokens or of those in `tokens`, which may differ by example."""
+    """Final norm, head and logits in float32, of all tokens or of those in `tokens`, which may differ by example."""
     c = config
     x = tap("final.in", x)
     if c.final_norm:
-        x = normalize(params.get("ln_final"), x, kind=c.normalization_type, eps=c.eps, name="final", tap=tap)
+        x = normalize(params.get("ln_final"), x, norm=c.norm, site="final.norm_scale", tap=tap)
+    if c.mlm_head:
+        head = params["mlm_head"]
+        x = jnp.einsum("bti,ij->btj", x, head["W"], precision=c.precision) + head["b"].reshape(1, 1, -1)
+        x = normalize(head["ln"], ACTIVATIONS[c.act_fn](x), norm=c.norm, site="final.head_norm_scale", tap=tap)
     matrix = params["embed"]["W_E"] if c.tie_word_embeddings else params["unembed"]["W_U"].T
     how: dict[str, Any] = dict(precision=c.precision, preferred_element_type=jnp.float32)
     if tokens is None:
@@ -174,4 +154,6 @@ def unembed(
     if c.unembed_bias:
         bias = params["unembed"]["b_U"].astype(jnp.float32)
         logits = logits + (bias.reshape(1, 1, -1) if tokens is None else bias[tokens][:, None])
+    if c.output_logits_soft_cap is not None:
+        logits = c.output_logits_soft_cap * jnp.tanh(logits / c.output_logits_soft_cap)
     return tap("logits", logits)

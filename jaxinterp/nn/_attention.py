@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxinterp._typing import Array, Bool, Float, Int, Params
-from jaxinterp.nn._norm import normalize
+from jaxinterp.nn._norm import NO_NORM, Norm, normalize
 from jaxinterp.nn._rotary import rotate
 from jaxinterp.tap import IDENTITY, Tap, take_rows
 
@@ -27,20 +27,39 @@ class KeyValues(NamedTuple):
     positions: Int[Array, "B S"]
 
 
+class AttentionKind(NamedTuple):
+    """How attention computes; the same in all layers, static.
+
+    Attributes:
+        causal: whether a row attends only to positions up to its own.
+        scale: what scores are multiplied by.
+        soft_cap: c of c * tanh(scores / c), before the mask; None: none.
+        norm: of the residual stream before the projections.
+        qk_norm: of queries and keys before RoPE, over each head, or over all of them where its weight has a head axis.
+        adjacent_pairs: see `rotate`.
+        precision: of the matrix products.
+    """
+
+    causal: bool
+    scale: float
+    soft_cap: float | None = None
+    norm: Norm = NO_NORM
+    qk_norm: Norm = NO_NORM
+    adjacent_pairs: bool = False
+    precision: str = "highest"
+
+
 def attention(
     params: Params,
     norm: Params | None,
     x: Float[Array, "B T D"],
     *,
+    kind: AttentionKind,
     positions: Int[Array, "#B T"],
     frequencies: Float[Array, " half"] | None,
+    window: Int[Array, ""] | None = None,
     prefix: KeyValues | None = None,
     read: Int[Array, "#B P"] | None = None,
-    causal: bool,
-    scale: float,
-    normalization: str | None,
-    eps: float,
-    precision: str,
     tap: Tap = IDENTITY,
 ) -> tuple[Float[Array, "B P D"], KeyValues]:
     """One layer of attention on the residual stream `x`, before the residual sum.
@@ -48,52 +67,54 @@ def attention(
     Query head h reads key/value head h // (H / K); keys and values are never repeated. Scores, softmax and norms are in float32.
 
     Args:
-        params: W_Q [H, D, E], W_K and W_V [K, D, E], W_O [H, E, D]; b_Q, b_K, b_V, b_O where the model has them.
+        params: W_Q [H, D, E], W_K and W_V [K, D, E], W_O [H, E, D]; b_Q, b_K, b_V, b_O, q_norm, k_norm where the model has them.
         norm: the norm's parameters.
         x: the residual stream, before the norm.
+        kind: how it computes.
         positions: absolute positions of the rows; -1 marks padding, to which nobody attends.
         frequencies: of RoPE; None: no rotation.
+        window: how many positions a row attends to, its own the last; None: all.
         prefix: keys and values of rows that come before.
         read: rows of `x` whose output is wanted; None: all.
-        causal: whether a row attends only to positions up to its own.
-        scale: what scores are multiplied by.
-        normalization, eps: see `normalize`.
-        precision: of the matrix products.
         tap: the model's tap.
 
     Returns:
         The layer's write [B, P, D], and the keys and values of the rows of `x`.
     """
-    q_in, k_in, v_in = _reads(params, norm, x, read, normalization, eps, tap)
+    q_in, k_in, v_in = _reads(params, norm, x, read, kind.norm, tap)
     queries = tap.narrow(read)  # from here on, what belongs to a query has the rows that are read
-    q = queries("attn.q", _project(q_in, params, "Q", precision))
-    k = tap("attn.k", _project(k_in, params, "K", precision), "BTKE")
-    v = tap("attn.v", _project(v_in, params, "V", precision), "BTKE")
+    q = queries("attn.q", _project(q_in, params, "Q", kind.precision))
+    k = tap("attn.k", _project(k_in, params, "K", kind.precision), "BTKE")
+    v = tap("attn.v", _project(v_in, params, "V", kind.precision), "BTKE")
+    if kind.qk_norm.kind is not None:
+        q = _normalize_heads(params["q_norm"], q, kind.qk_norm, "attn.q_norm_scale", "BTHE", queries)
+        k = _normalize_heads(params["k_norm"], k, kind.qk_norm, "attn.k_norm_scale", "BTKE", tap)
     q_positions = positions if read is None else take_rows(positions, read)
     if frequencies is not None:
-        q, k = rotate(q, q_positions, frequencies), rotate(k, positions, frequencies)
+        q = rotate(q, q_positions, frequencies, adjacent_pairs=kind.adjacent_pairs)
+        k = rotate(k, positions, frequencies, adjacent_pairs=kind.adjacent_pairs)
     if tap.wants("attn.q_rot"):
         q = queries("attn.q_rot", q)
     if tap.wants("attn.k_rot"):
         k = tap("attn.k_rot", k, "BTKE")
     own = KeyValues(k, v, positions)
-    z = _attend(q, [own] if prefix is None else [prefix, own], q_positions, causal, scale, precision, queries)
+    z = _attend(q, [own] if prefix is None else [prefix, own], q_positions, window, kind, queries)
     z = queries("attn.z", z)
     if tap.wants("attn.result"):
-        result = jnp.einsum("bthe,hed->bthd", z, params["W_O"], precision=precision)
+        result = jnp.einsum("bthe,hed->bthd", z, params["W_O"], precision=kind.precision)
         out = jnp.sum(queries("attn.result", result, "BTHD"), axis=2)
     else:
-        out = jnp.einsum("bthe,hed->btd", z, params["W_O"], precision=precision)
+        out = jnp.einsum("bthe,hed->btd", z, params["W_O"], precision=kind.precision)
     return (out + params["b_O"].reshape(1, 1, -1) if "b_O" in params else out), own
 
 
 def _reads(
-    params: Params, norm: Params | None, x: Array, read: Array | None, normalization: str | None, eps: float, tap: Tap
+    params: Params, weight: Params | None, x: Array, read: Array | None, norm: Norm, tap: Tap
 ) -> tuple[Array, Array, Array]:
     """What queries, keys and values are computed from: the normalized stream, [B, T, D], or by head, [B, T, H, D], on demand."""
     by_head = {letter: tap.wants(f"attn.{letter.lower()}_in") for letter in "QKV"}
     if not all(by_head.values()) or tap.wants("attn.norm_scale"):
-        normal = normalize(norm, x, kind=normalization, eps=eps, name="attn", tap=tap)
+        normal = normalize(weight, x, norm=norm, site="attn.norm_scale", tap=tap)
     reads = []
     for letter, wanted in by_head.items():
         rows = x if wanted else normal
@@ -102,9 +123,17 @@ def _reads(
             site, heads = f"attn.{letter.lower()}_in", params[f"W_{letter}"].shape[0]
             rows = jnp.broadcast_to(rows[:, :, None], (*rows.shape[:2], heads, rows.shape[-1]))
             rows = (tap.narrow(read) if letter == "Q" else tap)(site, rows, "BTHD" if letter == "Q" else "BTKD")
-            rows = normalize(norm, rows, kind=normalization, eps=eps, name=site)
+            rows = normalize(weight, rows, norm=norm, site=site)
         reads.append(rows)
     return reads[0], reads[1], reads[2]
+
+
+def _normalize_heads(params: Params, x: Array, norm: Norm, site: str, axes: str, tap: Tap) -> Array:
+    """Queries or keys [B, T, H, E], normalized over E, or over H and E together where the weight is [H, E]."""
+    if params["w"].ndim == 1:
+        return normalize(params, x, norm=norm, site=site, axes=axes, tap=tap)
+    flat = normalize({"w": params["w"].reshape(-1)}, x.reshape(*x.shape[:2], -1), norm=norm, site=site, tap=tap)
+    return flat.reshape(x.shape)
 
 
 def _project(x: Array, params: Params, letter: str, precision: str) -> Array:
@@ -115,7 +144,7 @@ def _project(x: Array, params: Params, letter: str, precision: str) -> Array:
 
 
 def _attend(
-    q: Array, segments: list[KeyValues], q_positions: Array, causal: bool, scale: float, precision: str, tap: Tap
+    q: Array, segments: list[KeyValues], q_positions: Array, window: Array | None, kind: AttentionKind, tap: Tap
 ) -> Array:
     """softmax(q k) v over the segments in turn, without joining (and so copying) their keys and values."""
     b, t, h, e = q.shape
@@ -124,10 +153,12 @@ def _attend(
 
     def scores_of(segment: KeyValues) -> Array:
         s = jnp.einsum(
-            "btkge,bske->bkgts", grouped, segment.keys, precision=precision, preferred_element_type=jnp.float32
+            "btkge,bske->bkgts", grouped, segment.keys, precision=kind.precision, preferred_element_type=jnp.float32
         )
-        s = s.reshape(b, h, t, -1) * jnp.float32(scale)
-        return jnp.where(_allowed(q_positions, segment.positions, causal), s, jnp.finfo(jnp.float32).min)
+        s = s.reshape(b, h, t, -1) * jnp.float32(kind.scale)
+        s = s if kind.soft_cap is None else kind.soft_cap * jnp.tanh(s / kind.soft_cap)
+        allowed = _allowed(q_positions, segment.positions, kind.causal, window)
+        return jnp.where(allowed, s, jnp.finfo(jnp.float32).min)
 
     scores = jnp.concatenate([scores_of(s) for s in segments], -1) if len(segments) > 1 else scores_of(segments[0])
     if tap.wants("attn.scores"):
@@ -139,12 +170,15 @@ def _attend(
     z, start = None, 0
     for segment in segments:
         stop = start + segment.keys.shape[1]
-        part = jnp.einsum("bkgts,bske->btkge", pattern[..., start:stop], segment.values, precision=precision)
+        part = jnp.einsum("bkgts,bske->btkge", pattern[..., start:stop], segment.values, precision=kind.precision)
         z, start = part if z is None else z + part, stop
     assert z is not None
     return z.reshape(b, t, h, e)
 
 
-def _allowed(q_positions: Array, k_positions: Array, causal: bool) -> Bool[Array, "B 1 T S"]:
+def _allowed(q_positions: Array, k_positions: Array, causal: bool, window: Array | None) -> Bool[Array, "B 1 T S"]:
     q, k = q_positions[:, None, :, None], k_positions[:, None, None, :]
-    return (k >= 0) & (k <= q) if causal else jnp.broadcast_to(k >= 0, (k.shape[0], 1, q.shape[2], k.shape[3]))
+    if not causal:
+        return jnp.broadcast_to(k >= 0, (k.shape[0], 1, q.shape[2], k.shape[3]))
+    seen = (k >= 0) & (k <= q)
+    return seen if window is None else seen & (k > q - window)

@@ -38,16 +38,27 @@ def scale_llama3(
 
 
 def rotate(
-    x: Float[Array, "B T H E"], positions: Int[Array, "#B T"], frequencies: Float[Array, " half"]
+    x: Float[Array, "B T H E"],
+    positions: Int[Array, "#B T"],
+    frequencies: Float[Array, " half"],
+    *,
+    adjacent_pairs: bool = False,
 ) -> Float[Array, "B T H E"]:
-    """Turns the first 2 * len(frequencies) features of each head by position times frequency.
+    """Turns the first 2 * len(frequencies) features of each head by position times frequency, in float32.
 
-    Feature i is paired with feature i + half (the half-split layout of Hugging Face's checkpoints). Computed in float32.
+    Args:
+        x: queries or keys.
+        positions: absolute.
+        frequencies: radians per position.
+        adjacent_pairs: features 2i and 2i + 1 are a pair; else i and i + half (the layout of most of Hugging Face's
+            checkpoints).
     """
     half = frequencies.shape[-1]
     angle = positions[..., None].astype(jnp.float32) * frequencies.reshape(1, 1, half)
     cos, sin = jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :]
-    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
-    a, b = first.astype(jnp.float32), second.astype(jnp.float32)
-    turned = [(a * cos - b * sin).astype(x.dtype), (b * cos + a * sin).astype(x.dtype)]
-    return jnp.concatenate([*turned, rest] if rest.shape[-1] else turned, axis=-1)
+    turning, rest = x[..., : 2 * half].astype(jnp.float32), x[..., 2 * half :]
+    a, b = (turning[..., ::2], turning[..., 1::2]) if adjacent_pairs else jnp.split(turning, 2, axis=-1)
+    pair = [a * cos - b * sin, b * cos + a * sin]
+    turned = jnp.stack(pair, -1).reshape(turning.shape) if adjacent_pairs else jnp.concatenate(pair, -1)
+    turned = turned.astype(x.dtype)
+    return jnp.concatenate([turned, rest], -1) if rest.shape[-1] else turned

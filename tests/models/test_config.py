@@ -42,6 +42,23 @@ def untyped(cls, **fields):
         (dict(gated_mlp=True, attn_only=True, d_mlp=None), "gated_mlp"),
         (dict(tie_word_embeddings=True, d_vocab_out=7), "tie_word_embeddings"),
         (dict(eps=-1.0), "eps=-1.0"),
+        (dict(attn_types=("local", "global")), "names local layers, and there is no window_size"),
+        (dict(window_size=3, attn_types=("global",)), "attn_types has 1 entries for n_layers=2"),
+        (dict(window_size=3, attn_types=("global", "global")), "window_size=3 would do nothing"),
+        (dict(window_size=3, attn_types=("global", "near")), "legal: 'global', 'local'"),
+        (dict(window_size=0), "window_size=0 must be at least 1"),
+        (dict(window_size=3, attention_dir="bidirectional"), "windows look back only"),
+        (dict(positional_embedding_type="rotary", rotary_base_local=10.0), "no layer is local"),
+        (dict(rotary_adjacent_pairs=True), "rotary_adjacent_pairs=True would do nothing"),
+        (dict(attn_scores_soft_cap=0.0), "attn_scores_soft_cap=0.0 must be positive"),
+        (dict(output_logits_soft_cap=-1.0), "output_logits_soft_cap=-1.0 must be positive"),
+        (dict(norm_position="post", normalization_type=None), "norm_position='post' would do nothing"),
+        (dict(norm_position="sandwich", parallel_attn_mlp=True), "is not implemented"),
+        (dict(norm_position="after"), "legal: 'pre', 'sandwich', 'output', 'post'"),
+        (dict(shared_norm=True), "shared_norm=True is for parallel_attn_mlp=True"),
+        (dict(mlm_head=True, normalization_type=None), "need a normalization_type"),
+        (dict(n_token_types=0), "n_token_types=0"),
+        (dict(compute_dtype="float64"), "legal: 'float32', 'bfloat16', 'float16', None"),
         (dict(attn_scale=0.0), "attn_scale=0.0 must be positive.*divided by it"),
         (dict(attn_scale=-2.0), "attn_scale=-2.0 must be positive.*divided by it"),
         (dict(attn_scale=float("nan")), "attn_scale=nan must be positive.*divided by it"),
@@ -53,7 +70,7 @@ def test_a_contradiction_is_an_error(changes, message):
 
 
 def test_all_faults_are_told_together():
-    with pytest.raises(ji.ConfigError, match="d_model=0.*multiple.*tie_word"):
+    with pytest.raises(ji.ConfigError, match="d_model=0.*tie_word.*multiple"):
         make(d_model=0, n_key_value_heads=3, tie_word_embeddings=True, d_vocab_out=7)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.nn import KeyValues, attention, lookup, rotary_frequencies
+from jaxinterp.nn import AttentionKind, KeyValues, Norm, attention, lookup, rotary_frequencies
 from jaxinterp.tap import take_rows
 from tests.nn.test_rotary import by_complex_numbers
 from tests.tiny import check_close, check_same
@@ -25,36 +25,77 @@ def make(kv_heads, biases=True, seed=0):
 X = np.random.default_rng(7).normal(size=(B, T, D)).astype(np.float32)
 
 
-def oracle(p, x, positions, *, causal, scale, rotary):
+def oracle(p, x, positions, *, causal, scale, rotary, window=None, soft_cap=None):
     x = x.astype(np.float64)
     project = lambda n: np.einsum("btd,hde->bthe", x, p[f"W_{n}"]) + p.get(f"b_{n}", np.zeros((1, E)))
     q, k, v = project("Q"), project("K"), project("V")
+    for name, axes in (("q_norm", "q"), ("k_norm", "k")):
+        if name in p:
+            w, a = p[name]["w"], q if axes == "q" else k
+            over = (-1,) if w.ndim == 1 else (-2, -1)
+            a = a / np.sqrt((a**2).mean(over, keepdims=True) + 1e-5) * w
+            q, k = (a, k) if axes == "q" else (q, a)
     if rotary:
         q, k = (by_complex_numbers(a, positions, FREQUENCIES) for a in (q, k))
     k, v = (np.repeat(a, H // a.shape[2], axis=2) for a in (k, v))
     z, pattern = np.zeros((B, T, H, E)), np.zeros((B, H, T, T))
     for b, h, t in np.ndindex(B, H, T):
         allowed = (positions[b] >= 0) & ((positions[b] <= positions[b, t]) if causal else True)
+        if window is not None:
+            allowed &= positions[b] > positions[b, t] - window
         if not allowed.any():
             continue
         s = scale * k[b, allowed, h] @ q[b, t, h]
+        s = s if soft_cap is None else soft_cap * np.tanh(s / soft_cap)
         w = np.exp(s - s.max())
         pattern[b, h, t, allowed] = w / w.sum()
         z[b, t, h] = pattern[b, h, t] @ v[b, :, h]
     return np.einsum("bthe,hed->btd", z, p["W_O"]) + p.get("b_O", 0.0), z, pattern
 
 
-def call(p, x, positions, *, tap=ji.IDENTITY, rotary=False, causal=True, scale=0.7, normalization=None, **how):
+def call(
+    p, x, positions, *, tap=ji.IDENTITY, rotary=False, causal=True, scale=0.7, normalization=None, kind=None, **how
+):
     frequencies = jnp.asarray(FREQUENCIES) if rotary else None
-    how |= dict(causal=causal, scale=scale, normalization=normalization, eps=1e-5, precision="highest", tap=tap)
-    params, norm = {k: jnp.asarray(v) for k, v in p.items()}, how.pop("norm", None)
+    kind = AttentionKind(causal=causal, scale=scale, norm=Norm(normalization), **(kind or {}))
+    params, norm = jax.tree.map(jnp.asarray, p), how.pop("norm", None)
     positions = jnp.asarray(positions, jnp.int32)
-    return attention(params, norm, jnp.asarray(x), positions=positions, frequencies=frequencies, **how)
+    return attention(
+        params, norm, jnp.asarray(x), kind=kind, positions=positions, frequencies=frequencies, tap=tap, **how
+    )
 
 
 PLAIN = np.broadcast_to(np.arange(T), (B, T))
 LEFT = np.array([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4]])
 RIGHT = np.array([[0, 1, 2, -1, -1], [0, 1, 2, 3, -1]])
+
+
+VARIANTS = {
+    "window": dict(window=2),
+    "soft cap": dict(soft_cap=1.5),
+    "norm by head": dict(qk_norm="head"),
+    "norm of all heads": dict(qk_norm="all"),
+    "all at once": dict(window=3, soft_cap=2.0, qk_norm="head"),
+}
+
+
+@pytest.mark.parametrize("positions", [PLAIN, LEFT, RIGHT], ids=["plain", "left", "right"])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_the_loop(name, positions):
+    window, soft_cap, qk_norm = (VARIANTS[name].get(k) for k in ("window", "soft_cap", "qk_norm"))
+    p, rng = make(2), np.random.default_rng(1)
+    if qk_norm is not None:
+        lead = {"q_norm": (H,) if qk_norm == "all" else (), "k_norm": (2,) if qk_norm == "all" else ()}
+        p |= {k: {"w": rng.normal(size=(*s, E)).astype(np.float32)} for k, s in lead.items()}
+    kind = dict(soft_cap=soft_cap, qk_norm=Norm(None if qk_norm is None else "RMS", 1e-5))
+    how = dict(window=None if window is None else jnp.int32(window), kind=kind)
+    want = oracle(p, X, positions, causal=True, scale=0.7, rotary=True, window=window, soft_cap=soft_cap)[0]
+    got, _ = jax.jit(lambda x: call(p, x, positions, rotary=True, **how))(X)
+    real = positions >= 0
+    check_close(got[real], want[real])
+    _, rest = call(p, X[:, :3], positions[:, :3], rotary=True, **how)
+    tail, _ = call(p, X[:, 3:], positions[:, 3:], rotary=True, prefix=rest, **how)
+    check_close(tail[real[:, 3:]], want[:, 3:][real[:, 3:]])
 
 
 @pytest.mark.parametrize(

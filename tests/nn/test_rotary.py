@@ -35,6 +35,17 @@ def test_rotation_is_multiplication_by_a_complex_number(dim, batch):
     check_same(got[..., dim:], x[..., dim:])
 
 
+def test_adjacent_pairs_are_the_same_rotation_in_another_order():
+    x = RNG.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    positions, frequencies = np.arange(5, dtype=np.int32)[None], rotary_frequencies(6, 100.0)
+    halves = np.concatenate([x[..., 0:6:2], x[..., 1:6:2], x[..., 6:]], -1)
+    want = by_complex_numbers(halves, np.broadcast_to(positions, (2, 5)), frequencies)
+    got = rotate(jnp.asarray(x), jnp.asarray(positions), jnp.asarray(frequencies), adjacent_pairs=True)
+    check_close(got[..., 0:6:2], want[..., :3])
+    check_close(got[..., 1:6:2], want[..., 3:6])
+    check_same(got[..., 6:], x[..., 6:])
+
+
 def test_scores_depend_on_distance_only():
     q, k = (jnp.asarray(RNG.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
     f = jnp.asarray(rotary_frequencies(8, 100.0))
