@@ -57,7 +57,7 @@ def from_nnx(
         >>> ji.sites(forward, params, jnp.ones((1, 2)))["hidden"].shape
         (1, 3)
     """
-    from flax import nnx
+    from flax import nnx  # pyright: ignore[reportMissingImports]
 
     if not isinstance(module, nnx.Module):
         raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -20,6 +21,13 @@ _LETTERS = {
     "batch": "B", "seq": "T", "heads": "H", "head_groups": "K", "query_heads": "H", "kv_seq": "S", "projection": "E",
     "embedding": "D", "neurons": "F", "vocabulary": "V",
 }  # fmt: skip
+
+
+def _penzai() -> Any:
+    """Penzai, imported when a model of it comes; it is not among the dependencies."""
+    from penzai import pz  # pyright: ignore[reportMissingImports]
+
+    return pz
 
 
 def from_penzai(
@@ -61,8 +69,7 @@ def from_penzai(
         >>> ji.sites(forward, params, jnp.zeros((1, 5), jnp.int32))["attn.pattern"].stacked_shape
         (3, 1, 2, 5, 5)
     """
-    from penzai import pz
-
+    pz = _penzai()
     if not isinstance(model, pz.nn.Layer):
         raise InputError(f"from_penzai got {type(model).__name__}; give a layer of penzai, such as a TransformerLM.")
     slots, variables = pz.unbind_variables(model, freeze=True)
@@ -103,8 +110,7 @@ def _parts(value: Any) -> tuple[list[tuple[Any, Any]], Any]:
 
 
 def _node(value: Any, path: tuple[Any, ...] = ()) -> _Node:
-    from penzai import pz
-
+    pz = _penzai()
     names = {type(value).__name__, getattr(path[-1], "name", None) if path else None}
     if isinstance(value, pz.nn.NamedGroup):
         names.add(value.name)
@@ -180,13 +186,11 @@ def _rebuilt(value: Any, path: tuple[Any, ...], hooks: Mapping[tuple[Any, ...], 
 @functools.cache
 def _tapped_layer() -> type:
     """A penzai layer that taps what another one is given and returns; made when penzai is first needed."""
-    import dataclasses
-
-    from penzai import pz
+    pz = _penzai()
 
     @pz.pytree_dataclass
     class Tapped(pz.nn.Layer):
-        inner: pz.nn.Layer
+        inner: Any
         hooks: Hooks = dataclasses.field(metadata={"pytree_node": False})
 
         def __call__(self, value: Any, **side_inputs: Any) -> Any:
@@ -223,8 +227,7 @@ def tap_named(tap: Tap, name: str, value: Any) -> Any:
         >>> ji.sites(Square(), named)["square"].axes
         'BTD'
     """
-    from penzai import pz
-
+    pz = _penzai()
     if not isinstance(value, pz.nx.NamedArrayBase) or value.positional_shape:
         raise SiteTypeError(
             f"site {name!r}: the value is a {type(value).__name__}, and a site is one named array without positional axes. "
