@@ -101,16 +101,19 @@ def test_behind_its_stop_token_an_example_has_nothing_else():
 def test_mixed_lengths_with_an_edit_by_step_and_stop_tokens():
     tokens, lengths = np.asarray(make_tokens(length=6, seed=3)), [3, 6]
     mask = np.array([[t >= 6 - n for t in range(6)] for n in lengths])
-    alone = lambda b, **how: jax.jit(
-        lambda t: ji.run(functools.partial(generate, MODEL, max_new_tokens=4), add(step=1))(PARAMS, t, **how)[0]
-    )(jnp.asarray(tokens[b][mask[b]])[None])[0, lengths[b] :]
-    free = [np.asarray(alone(b)) for b in range(2)]
-    stop = jnp.asarray([int(free[0][1])])
-    run = ji.run(functools.partial(generate, MODEL, max_new_tokens=4), add(step=1))
-    got = jax.jit(lambda: run(PARAMS, jnp.asarray(np.where(mask, tokens, 77)), mask=jnp.asarray(mask), stop=stop)[0])()
-    for b in range(2):
-        check_same(got[b, 6:], alone(b, stop=stop))
-    assert (np.asarray(got[0, 7:]) == free[0][1]).all()
+    fn = ji.run(functools.partial(generate, MODEL, max_new_tokens=4), add(step=1))
+    alone = [
+        np.array(jax.jit(fn)(PARAMS, jnp.asarray(tokens[b][mask[b]])[None])[0][0, n:]) for b, n in enumerate(lengths)
+    ]
+    stop = alone[0][1]
+    assert alone[0][2] != stop or alone[0][3] != stop
+    for row in alone:
+        at = np.flatnonzero(row == stop)
+        row[at[0] if len(at) else len(row) :] = stop
+    got = jax.jit(
+        lambda: fn(PARAMS, jnp.asarray(np.where(mask, tokens, 77)), mask=jnp.asarray(mask), stop=[int(stop)])[0]
+    )()
+    check_same(got[:, 6:], alone)
 
 
 BLOCKS = {
