@@ -180,6 +180,12 @@ def any_case(request) -> Case:
     return _made(request.param)
 
 
+@pytest.fixture(params=["nnx by lines", "nnx by paths", "penzai llama"])
+def some_case(request) -> Case:
+    """Without the second model of penzai."""
+    return _made(request.param)
+
+
 @pytest.fixture(params=["nnx by paths", "penzai llama"])
 def case(request) -> Case:
     """One guest of each framework."""

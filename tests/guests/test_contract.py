@@ -11,8 +11,8 @@ from tests.guests.conftest import SHAPES, SOURCE, TOKENS, N
 from tests.tiny import check_close, check_same
 
 
-def test_without_handlers_it_is_the_frameworks_own_call(any_case):
-    check_same(jax.jit(any_case.forward)(any_case.params, TOKENS), jax.jit(any_case.logits)(TOKENS))
+def test_without_handlers_it_is_the_frameworks_own_call(case):
+    check_same(jax.jit(case.forward)(case.params, TOKENS), jax.jit(case.logits)(TOKENS))
 
 
 def test_its_sites_are_listed(any_case):
@@ -21,13 +21,13 @@ def test_its_sites_are_listed(any_case):
     assert {s.axes for s in table} == {"BTD"}
 
 
-def test_captures_are_the_frameworks_own_values(any_case):
+def test_captures_are_the_frameworks_own_values(some_case):
     handlers = ji.capture("*"), ji.capture("attn.out", layers=[1], prefix="last/")
     with jax.checking_leaks():
-        acts = jax.jit(lambda p, t: ji.run(any_case.forward, *handlers)(p, t)[1])(any_case.params, TOKENS)
+        acts = jax.jit(lambda p, t: ji.run(some_case.forward, *handlers)(p, t)[1])(some_case.params, TOKENS)
     assert acts.keys() == {*SHAPES, "last/attn.out"}
     places = ("embed", None), ("attn.out", 0), ("mlp.out", 1), ("resid_post", 1)
-    for (site, layer), want in zip(places, any_case.values(TOKENS, places), strict=True):
+    for (site, layer), want in zip(places, some_case.values(TOKENS, places), strict=True):
         check_close(acts[site] if layer is None else acts[site][layer], want, 1e-6)
     check_same(acts["last/attn.out"][0], acts["attn.out"][1])
 

@@ -41,21 +41,14 @@ def test_a_step_is_the_position_of_its_token(step, position):
     assert (got[0] != plain[0]).any()
 
 
-def test_every_step_is_the_continuation_without_the_prompt():
-    got, want = under(add(step=slice(None, None))), under(add(position=[4, 5, 6, 7]))
-    jax.tree.map(check_same, got, want)
-    check_same(under(add(step=0, position=1))[0], under()[0])  # nothing is both
-
-
 def test_which_steps_is_data(count_compiles):
-    fn = functools.partial(generate, MODEL, max_new_tokens=NEW)
-    f = jax.jit(lambda a, b: ji.run(fn, add(step=slice(a, b)))(PARAMS, TOKENS)[0])
+    """`under` takes handlers as arguments, so that their indices are traced: out of range there, no token is chosen."""
+    under(add(step=slice(0, 1)))
     with count_compiles() as compiles:
-        rows = [f(np.int32(a), np.int32(b)) for a, b in ((0, 1), (1, 3), (2, 4))]
-        bad = [f(np.int32(a), np.int32(b)) for a, b in ((2, 2), (-1, 2), (3, 5), (4, 5))]
-    assert compiles.count("<lambda>") == 1
-    check_same(rows[1], under(add(step=range(1, 3)))[0])
-    check_same(rows[2], under(add(step=slice(2, None)))[0])
+        rows = [under(add(step=slice(*ends)))[0] for ends in ((0, 1), (1, 3), (None, None))]
+        bad = [under(add(step=slice(*ends)))[0] for ends in ((3, 5), (4, None), (0, 9))]
+    assert compiles.count("under") == 0
+    assert len({np.asarray(row).tobytes() for row in rows}) > 1
     assert all((np.asarray(out)[:, 5:] == -1).all() for out in bad)
 
 
@@ -80,61 +73,47 @@ def test_steps_that_are_not_there(step, kind, message):
 
 
 def test_a_function_without_steps():
+    look = lambda fn, *handlers: jax.eval_shape(lambda: ji.run(fn, *handlers)(PARAMS, TOKENS))
     with pytest.raises(ji.UnvisitedSiteError, match="in a decoding step"):
-        ji.run(MODEL.forward, add(step=0))(PARAMS, TOKENS)
+        look(MODEL.forward, add(step=0))
     with pytest.raises(ji.UnvisitedSiteError, match="The prompt is no step"):
-        ji.run(functools.partial(generate, MODEL, max_new_tokens=1), add(step=slice(0, None)))(PARAMS, TOKENS)
+        look(functools.partial(generate, MODEL, max_new_tokens=1), add(step=slice(0, None)))
+    look(functools.partial(generate, MODEL, max_new_tokens=2), add(step=0))
 
 
-def test_behind_its_stop_token_an_example_has_nothing_else():
-    plain = np.asarray(under()[0])
-    stop = int(plain[0, 5])
-    want = plain.copy()
-    for row in want:
+def filled(rows, stop):
+    """Rows of tokens, each with its first stop token in place of all that follow."""
+    rows = np.array(rows)
+    for row in rows:
         at = 4 + np.flatnonzero(row[4:] == stop)
         row[at[0] if len(at) else len(row) :] = stop
+    return rows
+
+
+def test_stop_tokens_and_mixed_lengths_with_an_edit_by_step():
+    plain = np.asarray(under(add(step=2))[0])
+    stop = int(plain[0, 5])
+    want = filled(plain, stop)
     assert (want[0] != plain[0]).any() and (want[1] != stop).any()
-    check_same(under(stop=jnp.array([stop]))[0], want)
-    check_same(under(stop=())[0], plain)
+    check_same(under(add(step=2), stop=jnp.array([stop]))[0], want)
+    mask = jnp.array([[False] * 1 + [True] * 3, [True] * 4])
+    mixed = under(add(step=2), stop=jnp.array([stop]), mask=mask)[0]
+    check_same(mixed[1], want[1])
+    fn = ji.run(functools.partial(generate, MODEL, max_new_tokens=NEW), add(step=2))
+    alone = jax.jit(fn)(PARAMS, TOKENS[:1, 1:])[0]
+    check_same(mixed[:1, 4:], filled(np.pad(alone, ((0, 0), (1, 0))), stop)[:, 4:])
 
 
-def test_mixed_lengths_with_an_edit_by_step_and_stop_tokens():
-    tokens, lengths = np.asarray(make_tokens(length=6, seed=3)), [3, 6]
-    mask = np.array([[t >= 6 - n for t in range(6)] for n in lengths])
-    fn = ji.run(functools.partial(generate, MODEL, max_new_tokens=4), add(step=1))
-    alone = [
-        np.array(jax.jit(fn)(PARAMS, jnp.asarray(tokens[b][mask[b]])[None])[0][0, n:]) for b, n in enumerate(lengths)
-    ]
-    stop = alone[0][1]
-    assert alone[0][2] != stop or alone[0][3] != stop
-    for row in alone:
-        at = np.flatnonzero(row == stop)
-        row[at[0] if len(at) else len(row) :] = stop
-    got = jax.jit(
-        lambda: fn(PARAMS, jnp.asarray(np.where(mask, tokens, 77)), mask=jnp.asarray(mask), stop=[int(stop)])[0]
-    )()
-    check_same(got[:, 6:], alone)
+GEMMA = dict(
+    positional_embedding_type="rotary", normalization_type="RMS", norm_position="sandwich", norm_weight_offset=1.0,
+    window_size=3, attn_types=("local", "global", "local"), rotary_base_local=100.0, n_key_value_heads=1, gated_mlp=True,
+    attn_scores_soft_cap=5.0, output_logits_soft_cap=9.0, embed_scale=2.0, qk_norm="head", act_fn="gelu_new",
+)  # fmt: skip
 
 
-BLOCKS = {
-    "windows, two RoPE bases, sandwich norms, soft caps (Gemma)": dict(
-        positional_embedding_type="rotary", normalization_type="RMS", norm_position="sandwich", norm_weight_offset=1.0,
-        window_size=3, attn_types=("local", "global", "local"), rotary_base_local=100.0, n_key_value_heads=1, gated_mlp=True,
-        attn_scores_soft_cap=5.0, output_logits_soft_cap=9.0, embed_scale=2.0, qk_norm="head", act_fn="gelu_new",
-    ),
-    "parallel, shared norm, part of the features turned in adjacent pairs (GPT-J)": dict(
-        positional_embedding_type="rotary", rotary_dim=2, rotary_adjacent_pairs=True, parallel_attn_mlp=True, shared_norm=True,
-    ),
-    "norms behind sublayers and over all heads (OLMo 2)": dict(
-        positional_embedding_type="rotary", normalization_type="RMS", norm_position="output", qk_norm="all", gated_mlp=True,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BLOCKS)
-def test_steps_are_full_forwards_with_every_kind_of_block(name):
-    """One forward pass over what came out gives each of its tokens, and the same values at an edited site."""
-    model = make_model(**BLOCKS[name])
+def test_steps_are_a_full_forward_where_much_differs_by_layer():
+    """One forward pass over what came out gives each of its tokens. (Every family's greedy tokens: `make parity`.)"""
+    model = make_model(**GEMMA)
     params = make_params(model)
     edit = ji.add("attn.out", VECTOR, layer=1, position=[2, 5])
     fn = functools.partial(generate, model, max_new_tokens=NEW)
