@@ -78,10 +78,10 @@ class TransformerConfig:
         mlm_head: a linear layer, act_fn and a norm before the unembedding (BERT's masked-language head).
         unembed_bias: b_U.
         tie_word_embeddings: the unembedding is the embedding's transpose.
-        compute_dtype: of activations and matrix products: "float32", "bfloat16" or "float16"; parameters are cast to it where they
-            are used. None: the parameters' own. Norms, softmax and logits are in float32 in any case.
-        precision: of float32 matrix products: "highest" is float32 on every backend (on a TPU six passes of bfloat16, so up to six
-            times the time), "high" (three passes) and "default" (one) are faster and less exact there.
+        compute_dtype: of activations and matrix products: "float32", "bfloat16" or "float16"; parameters are cast to it where
+            they are used. None: the parameters' own. Norms, softmax and logits are in float32 in any case.
+        precision: of float32 matrix products: "highest" is float32 on every backend (on a TPU six passes of bfloat16, so up to
+            six times the time), "high" (three passes) and "default" (one) are faster and less exact there.
         initializer_range: standard deviation of random weights.
 
     Raises:
@@ -134,8 +134,6 @@ class TransformerConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        if isinstance(self.attn_types, list):  # as JSON gives it
-            object.__setattr__(self, "attn_types", tuple(self.attn_types))
         _check_choices(self)
         faults = [*_size_faults(self), *_attention_faults(self), *_norm_faults(self)]
         if faults:
@@ -267,7 +265,9 @@ def _check_choices(config: Any) -> None:
         parts = [p for part in (hint, *get_args(hint)) for p in (part, *get_args(part))]
         legal = list(dict.fromkeys(v for part in parts if get_origin(part) is Literal for v in get_args(part)))
         value = getattr(config, name)
-        given = value if isinstance(value, tuple) else (value,)
+        given = value if isinstance(value, (tuple, list)) else (value,)
+        if isinstance(value, list):
+            faults.append(f"{name}={value!r} is a list; give a tuple, which can be hashed")
         may_be_none = type(None) in get_args(hint)
         if legal and any(v not in legal for v in given) and not (value is None and may_be_none):
             shown = legal + ([None] if may_be_none else [])

@@ -36,7 +36,7 @@ def embed(
     token_types: Int[Array, "B T"] | None = None,
     tap: Tap = IDENTITY,
 ) -> Float[Array, "B T D"]:
-    """Token embedding, plus those of positions and of token types (0 by default) where the model has them, normalized if it says so.
+    """Token embedding, plus those of positions and of token types (0 by default), and a norm, where the model has them.
 
     An id out of range gives NaN.
     """

@@ -16,12 +16,13 @@ import numpy as np
 from jaxinterp.patching._cells import Cells
 
 _BEHIND_MIXING = (
-    "attn.q", "attn.q_in", "attn.q_rot", "attn.scores", "attn.pattern", "attn.z", "attn.result", "attn.out", "resid_mid",
-    "mlp.in", "mlp.norm_scale", "mlp.pre", "mlp.gate", "mlp.post", "mlp.out", "resid_post",
+    "attn.q", "attn.q_in", "attn.q_norm_scale", "attn.q_rot", "attn.scores", "attn.pattern", "attn.z", "attn.result",
+    "attn.post_norm_scale", "attn.out", "resid_mid", "mlp.in", "mlp.norm_scale", "mlp.pre", "mlp.gate", "mlp.post",
+    "mlp.post_norm_scale", "mlp.out", "resid_post",
 )  # fmt: skip
 _BY_TOKEN = (
     "embed", "resid_pre", "attn.in", "attn.norm_scale", "attn.q", "attn.k", "attn.v", "attn.q_in", "attn.k_in", "attn.v_in",
-    "attn.q_rot", "attn.k_rot",
+    "attn.q_norm_scale", "attn.k_norm_scale", "attn.q_rot", "attn.k_rot",
 )  # fmt: skip
 
 

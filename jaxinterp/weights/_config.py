@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinterp._errors import ConfigError
 from jaxinterp.models import TransformerConfig
-from jaxinterp.weights._family import COUNT, FLAG, NUMBER, REQUIRED, TABLE, TEXT, Family, Field
+from jaxinterp.weights._family import COUNT, FLAG, LIST, NUMBER, REQUIRED, TABLE, TEXT, Family, Field
 
 COMMON_FIELDS: dict[str, Field] = {
     "is_encoder_decoder": Field(FLAG, False, (False,)),
@@ -19,7 +19,7 @@ COMMON_HARMLESS = frozenset(
     """
     _name_or_path architectures model_type torch_dtype dtype transformers_version tokenizer_class
     _attn_implementation_autoset attn_implementation finetuning_task task_specific_params problem_type id2label label2id
-    _num_labels is_decoder prefix
+    _num_labels is_decoder prefix auto_map
 
     bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
 
@@ -40,6 +40,7 @@ how it is computed; settings of sampling that old files keep here.
 
 ACTIVATIONS = {
     "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu",
+    "gelu_fast": "gelu_new",
 }  # fmt: skip
 """Hugging Face's names of activation functions, and ours."""
 
@@ -109,4 +110,6 @@ def _is_kind(value: Any, kind: str) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and value >= 1
     if kind == NUMBER:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind == LIST:
+        return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
     return isinstance(value, {TEXT: str, TABLE: dict}[kind])

@@ -3,12 +3,21 @@
 from typing import Any
 
 from jaxinterp._errors import ConfigError
+from jaxinterp.weights._bert import BERT
 from jaxinterp.weights._family import Family
+from jaxinterp.weights._gemma import GEMMA, GEMMA2, GEMMA3
 from jaxinterp.weights._gpt2 import GPT2
+from jaxinterp.weights._gpt_neox import GPT_NEOX
+from jaxinterp.weights._gptj import GPTJ
 from jaxinterp.weights._llama import LLAMA
+from jaxinterp.weights._mistral import MISTRAL
 from jaxinterp.weights._native import NATIVE
+from jaxinterp.weights._olmo2 import OLMO2
+from jaxinterp.weights._phi3 import PHI3
+from jaxinterp.weights._qwen import QWEN2, QWEN3
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (GPT2, LLAMA, NATIVE)}
+_ALL = (GPT2, GPT_NEOX, GPTJ, LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2, BERT, NATIVE)
+FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
 
 def find_family(raw: dict[str, Any]) -> Family:

@@ -18,7 +18,9 @@ from jaxinterp.weights._transforms import Transform, same
 REQUIRED: Any = type("Required", (), {"__repr__": lambda self: "required"})()
 """The default of a config field that has none."""
 
-COUNT, NUMBER, FLAG, TEXT, TABLE = "a whole number from 1 up", "a number", "true or false", "a text", "a table"
+COUNT, NUMBER, FLAG, TEXT, TABLE, LIST = (
+    "a whole number from 1 up", "a number", "true or false", "a text", "a table", "a list of texts",
+)  # fmt: skip
 """The kinds of value of a config field, as error messages call them."""
 
 
@@ -26,7 +28,7 @@ class Field(NamedTuple):
     """One understood field of config.json.
 
     Attributes:
-        kind: what its value is: one of `COUNT`, `NUMBER`, `FLAG`, `TEXT`, `TABLE`.
+        kind: what its value is: one of `COUNT`, `NUMBER`, `FLAG`, `TEXT`, `TABLE`, `LIST`.
         default: what its absence means (in the reference implementation), or `REQUIRED`. A default of None allows
             null.
         accepted: the values that are implemented; empty means all of that kind.
@@ -47,7 +49,7 @@ class Row(NamedTuple):
             whose parameters the model does not have are left out. The path "*" stands for each parameter that the
             model has.
         name: the tensor's name. "{layer}" is the layer's number (without it the parameter is not split into layers),
-            "{prefix}" one of the family's prefixes, "{path}" our own path.
+            "{path}" our own path; the other placeholders are the family's (see `spellings`).
         transform: how the tensor holds the parameter.
     """
 
@@ -89,7 +91,7 @@ class Family:
         describe: the fields of a config.json for a config: the inverse of `config`, as far as the family can say it
             (`save` reads the result back and compares).
         rows: the name map.
-        prefixes: what may stand before the names of the model's body.
+        spellings: what the other placeholders of names stand for; several, where files differ in it ("{prefix}", say).
         buffers: tensors that are checked and kept, but are no parameters.
         twins: tensors that may stand a second time under tied weights.
     """
@@ -101,6 +103,6 @@ class Family:
     config: Callable[[dict[str, Any], list[str]], dict[str, Any]]
     describe: Callable[[TransformerConfig], dict[str, Any]]
     rows: tuple[Row, ...]
-    prefixes: tuple[str, ...] = ("",)
+    spellings: tuple[Mapping[str, str], ...] = ({},)
     buffers: tuple[Buffer, ...] = ()
     twins: tuple[Twin, ...] = ()

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import numpy as np
-
 from jaxinterp.models import TransformerConfig
+from jaxinterp.weights._buffers import mask_fault, masked_bias_fault
 from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._transforms import flat_heads, fused_head_biases, fused_heads, transposed
@@ -95,20 +94,6 @@ def _describe(config: TransformerConfig) -> dict[str, Any]:
     }
 
 
-def _mask_fault(mask: np.ndarray, config: TransformerConfig) -> str | None:
-    n = mask.shape[-1]
-    if mask.ndim != 4 or mask.shape != (1, 1, n, n) or n < config.n_ctx:
-        return f"its shape is {mask.shape}, where a mask [1, 1, {config.n_ctx}, {config.n_ctx}] was expected"
-    if not np.array_equal(mask[0, 0] != 0, np.tri(n, dtype=bool)):
-        return "it is not the causal mask, so the model would attend otherwise"
-    return None
-
-
-def _masked_bias_fault(value: np.ndarray, config: TransformerConfig) -> str | None:
-    small = value.size == 1 and float(value.reshape(-1)[0]) <= -1e4
-    return None if small else "it is not one large negative number, so masked positions would be attended"
-
-
 GPT2 = Family(
     model_type="gpt2",
     architectures=("GPT2LMHeadModel", "GPT2Model"),
@@ -117,10 +102,10 @@ GPT2 = Family(
     config=_config,
     describe=_describe,
     rows=ROWS,
-    prefixes=("transformer.", ""),
+    spellings=({"prefix": "transformer."}, {"prefix": ""}),
     buffers=(
-        Buffer("{prefix}h.{layer}.attn.bias", _mask_fault),
-        Buffer("{prefix}h.{layer}.attn.masked_bias", _masked_bias_fault),
+        Buffer("{prefix}h.{layer}.attn.bias", mask_fault),
+        Buffer("{prefix}h.{layer}.attn.masked_bias", masked_bias_fault),
     ),
     twins=(Twin("lm_head.weight", "{prefix}wte.weight"),),
 )

@@ -124,13 +124,16 @@ class LanguageModel:
         return self._tokenizer.answer_token(prompt, answer, prepend_bos=prepend_bos)
 
     def predict(
-        self, prompt: Prompt, k: int | None = None, *, prepend_bos: bool | None = None, handlers: Sequence[Handler] = ()
-    ) -> Prediction:
+        self, prompt: Prompt, k: int | None = None, *, position: int | None = None, prepend_bos: bool | None = None,
+        handlers: Sequence[Handler] = (),
+    ) -> Prediction:  # fmt: skip
         """The `k` most likely next tokens, with logits and probabilities; prints as a table.
 
         Args:
             prompt: one text, or ids [T] or [1, T].
             k: how many; None: 10, or all there are where that is fewer.
+            position: whose logits are read, from 0. None: the last one; in a bidirectional model that of the mask token
+                ("[MASK]"), of which there has to be one.
             prepend_bos: see `encode`.
             handlers: edits under which the model runs.
 
@@ -145,8 +148,9 @@ class LanguageModel:
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(f"predict reads one prompt, and got {tokens.shape[0]}: call it for each.")
+        position = self._position(tokens, position)
         logits = _forward(self.model, self.params, tokens, tuple(handlers))[0]
-        last = np.asarray(logits[0, -1])
+        last = np.asarray(logits[0, position])
         if not np.isfinite(last).all():
             raise InputError(
                 f"after {tokens.shape[1]} tokens {np.count_nonzero(~np.isfinite(last))} of {outputs} logits are not finite "
@@ -272,6 +276,28 @@ class LanguageModel:
             )
             raise TokenError(f"The prompt is empty. Give at least one character.{hint}")
         return self._tokenizer.encode(text, prepend_bos=prepend_bos)
+
+    def _position(self, tokens: Int[Array, "1 T"], position: int | None) -> int:
+        """The position that is asked for, or the one that a prediction is about."""
+        length = tokens.shape[1]
+        if position is not None:
+            if not is_whole(position) or not 0 <= position < length:
+                raise InputError(
+                    f"position = {position!r} is not legal: the prompt has {length} tokens, 0 to {length - 1}."
+                )
+            return int(position)
+        if self.config.attention_dir == "causal":
+            return length - 1
+        mask = None if self.tokenizer is None else self.tokenizer.mask_id
+        found = [] if mask is None else np.flatnonzero(np.asarray(tokens[0]) == mask).tolist()
+        if len(found) != 1:
+            raise InputError(
+                f"This model is bidirectional: it predicts the token at a position, not the next one, and the prompt has "
+                f"{len(found)} mask tokens. Put one where the unknown word is"
+                + ("" if mask is None else f" ({self._names([mask])[0]})")
+                + ", or pass position=."
+            )
+        return found[0]
 
     def _checked(self, tokens: Int[Array, "B T"]) -> Int[Array, "B T"]:
         check_tokens(self.config, tokens)

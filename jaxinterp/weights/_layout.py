@@ -123,6 +123,8 @@ def _resolved(config: TransformerConfig) -> TransformerConfig:
     return dataclasses.replace(
         config,
         precision="highest",
+        compute_dtype=None,
+        attn_types=config.attn_types if len(set(config.is_local)) > 1 else None,
         initializer_range=0.02,
         n_key_value_heads=config.key_value_heads,
         d_vocab_out=config.outputs,

@@ -68,17 +68,21 @@ def fit(family: Family, config: TransformerConfig, names: Iterable[str] = ()) ->
     Args:
         family: the table.
         config: the model.
-        names: the tensors of a file, by which one of the family's prefixes is chosen; without any, its first.
+        names: the tensors of a file, by which one of the family's spellings is chosen; without any, its first.
     """
     shapes = {path: tuple(leaf.shape) for path, leaf in flatten(Model(config=config).param_shapes()).items()}
     present = set(names)
-    fits = [_with_prefix(family, config, shapes, prefix) for prefix in family.prefixes]
+    fits = [_spelled(family, config, shapes, spelling) for spelling in family.spellings]
     return max(fits, key=lambda fitted: sum(name in present for place in fitted.places for name in place.names))
 
 
-def _with_prefix(family: Family, config: TransformerConfig, shapes: dict[str, Shape], prefix: str) -> Fitted:
+def _spelled(
+    family: Family, config: TransformerConfig, shapes: dict[str, Shape], spelling: Mapping[str, str]
+) -> Fitted:
     def named(template: str, layer: int = 0) -> str:
-        return template.replace("{prefix}", prefix).replace("{layer}", str(layer))
+        for placeholder, text in {**spelling, "layer": str(layer)}.items():
+            template = template.replace("{" + placeholder + "}", text)
+        return template
 
     places, layers = [], range(config.n_layers)
     for row in _expanded(family.rows, shapes):

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jaxinterp._errors import ConfigError
 from jaxinterp.models import RotaryScaling, TransformerConfig
-from jaxinterp.weights._family import COUNT, FLAG, NUMBER, REQUIRED, TABLE, TEXT, Family, Field, Row
+from jaxinterp.weights._family import COUNT, FLAG, LIST, NUMBER, REQUIRED, TABLE, TEXT, Family, Field, Row
 
 KINDS = {bool: FLAG, int: COUNT, float: NUMBER, RotaryScaling: TABLE}
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(TransformerConfig)}
@@ -16,6 +16,7 @@ def _field(name: str, hint: Any) -> Field:
     hints = (hint, *get_args(hint))
     kinds = [KINDS[kind] for kind in hints if kind in KINDS]
     choices = tuple(value for part in hints if get_origin(part) is Literal for value in get_args(part))
+    kinds = [LIST] if any(get_origin(part) is tuple for part in hints) else kinds
     default = REQUIRED if DEFAULTS[name] is dataclasses.MISSING else DEFAULTS[name]
     return Field(kinds[0] if kinds else TEXT, default, choices, nullable=type(None) in hints)
 
@@ -27,7 +28,7 @@ FIELDS: dict[str, Field] = {
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    arguments = {name: values[name] for name in DEFAULTS}
+    arguments = {name: tuple(v) if isinstance(v := values[name], list) else v for name in DEFAULTS}
     if values["rotary_scaling"] is not None:
         try:
             arguments["rotary_scaling"] = RotaryScaling(**values["rotary_scaling"])

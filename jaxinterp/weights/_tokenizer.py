@@ -30,7 +30,8 @@ FILES = (
 class Tokenizer:
     """A tokenizer of the `tokenizers` library with its special tokens and its BOS policy.
 
-    Made by `from_folder` or `from_json`. Nothing is ever added to a text but BOS, and BOS never twice.
+    Made by `from_folder` or `from_json`. Nothing is ever added to a text but BOS, never twice, and what the tokenizer's own
+    files put behind every text (BERT's `[SEP]`).
 
     Attributes:
         backend: the `tokenizers.Tokenizer`.
@@ -38,7 +39,9 @@ class Tokenizer:
         bos_id: the token that begins a sequence, or None.
         eos_id: the token that ends a text, or None.
         pad_id: the token for empty places in a batch, or None.
+        mask_id: the token that stands for a word to be found, or None.
         prepend_bos: whether `encode` puts BOS in front unless it is told otherwise.
+        suffix_ids: the tokens that stand behind a text wherever BOS stands before it; mostly none.
     """
 
     backend: Any
@@ -46,7 +49,9 @@ class Tokenizer:
     bos_id: int | None
     eos_id: int | None
     pad_id: int | None
+    mask_id: int | None
     prepend_bos: bool
+    suffix_ids: tuple[int, ...] = ()
 
     @classmethod
     def from_folder(cls, folder: str | Path, *, prepend_bos: bool | None = None) -> "Tokenizer":
@@ -108,9 +113,9 @@ class Tokenizer:
         special = _table(files, SPECIAL_TOKENS)
         ids = {
             role: _special_id(backend, config.get(role) or special.get(role))
-            for role in ("bos_token", "eos_token", "pad_token")
+            for role in ("bos_token", "eos_token", "pad_token", "mask_token")
         }
-        leading = _leading_special(backend)
+        leading, suffix = _around(backend)
         bos_id = ids["bos_token"] if leading is None else leading
         policy = leading is not None
         for choice in (config.get("add_bos_token"), prepend_bos):
@@ -126,7 +131,9 @@ class Tokenizer:
             bos_id=bos_id,
             eos_id=ids["eos_token"],
             pad_id=ids["pad_token"],
+            mask_id=ids["mask_token"],
             prepend_bos=policy,
+            suffix_ids=suffix,
         )
 
     def __repr__(self) -> str:
@@ -150,12 +157,18 @@ class Tokenizer:
 
         Args:
             text: any text; the names of special tokens in it become those tokens.
-            prepend_bos: whether BOS stands in front; None follows the policy. A text that begins with BOS gets no
-                second one.
+            prepend_bos: whether BOS stands in front, and `suffix_ids` behind; None follows the policy. A text that
+                begins with BOS gets no second one.
 
         Raises:
             TokenError: BOS is asked for, and the tokenizer has none.
         """
+        ids = self._before_suffix(text, prepend_bos)
+        if not (self.prepend_bos if prepend_bos is None else prepend_bos):
+            return ids
+        return ids if ids[-len(self.suffix_ids) :] == list(self.suffix_ids) else [*ids, *self.suffix_ids]
+
+    def _before_suffix(self, text: str, prepend_bos: bool | None) -> list[int]:
         ids = list(self.backend.encode(text, add_special_tokens=False).ids)
         if not (self.prepend_bos if prepend_bos is None else prepend_bos):
             return ids
@@ -166,14 +179,16 @@ class Tokenizer:
     def decode(self, ids: Iterable[Any]) -> str:
         """The text of token ids: the inverse of `encode`.
 
-        One BOS in front is dropped, since it is no text; other special tokens are written by their names.
+        One BOS in front, and `suffix_ids` behind, are dropped, since they are no text; other special tokens are written by
+        their names.
 
         Raises:
             TokenError: an id is not in the vocabulary.
         """
         listed = self._checked(ids)
         if listed and listed[0] == self.bos_id:
-            listed = listed[1:]
+            end = len(self.suffix_ids)
+            listed = listed[1 : len(listed) - end if end and tuple(listed[-end:]) == self.suffix_ids else None]
         return self.backend.decode(listed, skip_special_tokens=False)
 
     def str_tokens(self, text_or_ids: str | Iterable[Any], *, prepend_bos: bool | None = None) -> list[str]:
@@ -202,8 +217,8 @@ class Tokenizer:
             TokenError: the answer is not one token there, or changes the tokens of the prompt. The message shows the
                 tokens.
         """
-        before = self.encode(prompt, prepend_bos=prepend_bos)
-        both = self.encode(prompt + answer, prepend_bos=prepend_bos)
+        before = self._before_suffix(prompt, prepend_bos)
+        both = self._before_suffix(prompt + answer, prepend_bos)
         if both[: len(before)] != before:
             first = next((i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b), len(both))
             raise TokenError(
@@ -260,10 +275,12 @@ def _special_id(backend: Any, token: Any) -> int | None:
     return backend.token_to_id(content) if isinstance(content, str) else None
 
 
-def _leading_special(backend: Any) -> int | None:
-    """The token that the post-processor puts before every text, or None."""
+def _around(backend: Any) -> tuple[int | None, tuple[int, ...]]:
+    """The token that the post-processor puts before every text, or None, and those that it puts behind."""
     plain, full = (backend.encode("a", add_special_tokens=flag).ids for flag in (False, True))
-    return full[0] if plain and full[1 : 1 + len(plain)] == plain and full[: len(plain)] != plain else None
+    starts = [i for i in range(len(full) - len(plain) + 1) if plain and full[i : i + len(plain)] == plain]
+    start = starts[0] if starts else 0
+    return (full[0] if start == 1 else None), tuple(full[start + len(plain) :]) if starts else ()
 
 
 def _missing(folder: Path) -> str:

@@ -85,3 +85,38 @@ fused_head_biases = Transform(
     lambda p: np.concatenate([b.reshape(-1) for b in p]),
 )
 """The biases of `fused_heads`, stored [H * E + ...], which we hold as several [H, E]."""
+
+stacked_heads = Transform(
+    "stacked_heads",
+    lambda s: (sum(h * e for h, _, e in s), s[0][1]),
+    lambda x, s: [
+        part.reshape(h, e, d).transpose(0, 2, 1)
+        for part, (h, d, e) in zip(np.split(x, np.cumsum([h * e for h, _, e in s])[:-1]), s, strict=True)
+    ],
+    lambda p: np.concatenate([w.transpose(0, 2, 1).reshape(-1, w.shape[1]) for w in p]),
+)
+"""Queries, keys and values one above the other, stored [H * E + ..., D], which we hold as several [H, D, E]."""
+
+grouped_heads = Transform(
+    "grouped_heads",
+    lambda s: (sum(h * e for h, _, e in s), s[0][1]),
+    lambda x, s: list(x.reshape(s[0][0], len(s), s[0][2], s[0][1]).transpose(1, 0, 3, 2)),
+    lambda p: np.stack(p).transpose(1, 0, 3, 2).reshape(-1, p[0].shape[1]),
+)
+"""For each head its query, key and value, stored [H * 3 * E, D], which we hold as three [H, D, E]."""
+
+grouped_head_biases = Transform(
+    "grouped_head_biases",
+    lambda s: (sum(h * e for h, e in s),),
+    lambda x, s: list(x.reshape(s[0][0], len(s), s[0][1]).transpose(1, 0, 2)),
+    lambda p: np.stack(p).transpose(1, 0, 2).reshape(-1),
+)
+"""The biases of `grouped_heads`, stored [H * 3 * E], which we hold as three [H, E]."""
+
+stacked_columns = Transform(
+    "stacked_columns",
+    lambda s: (sum(shape[1] for shape in s), s[0][0]),
+    lambda x, s: [part.T for part in np.split(x, np.cumsum([shape[1] for shape in s])[:-1])],
+    lambda p: np.concatenate([w.T for w in p]),
+)
+"""Two linear layers one above the other, stored [out + out, in], which we hold as two [in, out]."""

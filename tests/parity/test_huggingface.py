@@ -1,14 +1,13 @@
 """Our forward pass against Hugging Face's, on tiny random models whose attention is far from uniform.
 
-At the default scale of random weights every head attends almost evenly, and a broken mask or RoPE passes unseen; here weights are
-scaled up, that the attention is peaked is asserted, and breaking a part on purpose must fail the comparison.
+That the attention is peaked is asserted, and breaking a part of a family on purpose must fail its comparison.
 """
 
 import dataclasses
 import functools
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,88 +23,19 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # other libraries' own
     torch = pytest.importorskip("torch", reason="the oracle needs torch (make parity)")
     transformers = pytest.importorskip("transformers", reason="the oracle needs transformers (make parity)")
+    from tests.parity.families import (
+        CASES,
+        CAUSAL,
+        LENGTH,
+        ONE_OF_EACH,
+        Reference,
+        difference,
+        folder_of,
+        make,
+        reference,
+    )  # fmt: skip
 
-LENGTH, NEW = 33, 12
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 24,
-}  # fmt: skip
-GPT2 = {"vocab_size": 67, "n_positions": 50, "n_embd": 30, "n_layer": 3, "n_head": 5}
-LLAMA = {
-    "vocab_size": 71, "max_position_embeddings": 64, "hidden_size": 30, "intermediate_size": 37, "num_hidden_layers": 3,
-    "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 10, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-}  # fmt: skip
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("gpt2", GPT2),
-    "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False}),
-    "gpt2-inner-gelu-unscaled": (
-        "gpt2", {**GPT2, "n_inner": 41, "activation_function": "gelu", "scale_attn_weights": False, "layer_norm_epsilon": 0.03},
-    ),
-    "llama": ("llama", {**LLAMA, "num_key_value_heads": 6}),
-    "llama-grouped": ("llama", LLAMA),
-    "llama-one-key-head": ("llama", {**LLAMA, "num_key_value_heads": 1, "tie_word_embeddings": True}),
-    "llama-biases": ("llama", {**LLAMA, "attention_bias": True, "mlp_bias": True}),
-    "llama3-scaling": ("llama", {**LLAMA, "rope_parameters": LLAMA3, "tie_word_embeddings": True}),
-    "llama-linear-scaling": ("llama", {**LLAMA, "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}}),
-    "llama-gelu": ("llama", {**LLAMA, "hidden_act": "gelu_pytorch_tanh", "rms_norm_eps": 1e-2}),
-}  # fmt: skip
-
-
-class Reference(NamedTuple):
-    """Logits [B, T, V], residual [L + 1, B, T, D] (before each block and after the last), pattern [L, B, H, T, T]."""
-
-    logits: np.ndarray
-    residual: np.ndarray
-    pattern: np.ndarray
-
-
-def make(case: str, seed: int) -> Any:
-    """A random model of Hugging Face with scaled-up weights."""
-    kind, options = CASES[case]
-    classes = {"gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel)}
-    classes["llama"] = (transformers.LlamaConfig, transformers.LlamaForCausalLM)
-    config = classes[kind][0](**options, attn_implementation="eager", bos_token_id=None, eos_token_id=None)
-    model = classes[kind][1](config).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            draw = torch.randn(value.shape, generator=generator)
-            if value.ndim == 1:
-                value.copy_(
-                    0.3 * draw + (1.0 if "norm" in name or ".ln_" in name else 0.0) * (not name.endswith("bias"))
-                )
-            elif any(part in name for part in ("q_proj", "k_proj", "c_attn")):
-                fan_in = value.shape[0] if "c_attn" in name else value.shape[1]
-                value.copy_(draw * (2.0 if options.get("scale_attn_weights", True) else 1.2) / fan_in**0.5)
-            elif any(part in name for part in ("embed_tokens", "wte", "wpe", "lm_head")):
-                value.copy_(draw)
-            else:
-                value.copy_(draw / value.shape[0 if kind == "gpt2" else 1] ** 0.5)
-    return model
-
-
-def reference(model: Any, tokens: np.ndarray, mask: np.ndarray | None = None) -> Reference:
-    body = model.transformer.h if hasattr(model, "transformer") else model.model.layers
-    residual: list[Any] = []
-
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        residual.append(args[0] if args else kwargs["hidden_states"])
-
-    def after(module: Any, args: Any, out: Any) -> None:
-        residual.append(out[0] if isinstance(out, tuple) else out)
-
-    hooks = [block.register_forward_pre_hook(before, with_kwargs=True) for block in body]
-    hooks.append(body[-1].register_forward_hook(after))
-    inputs = {"input_ids": torch.tensor(tokens).long()}
-    if mask is not None:
-        inputs |= {"attention_mask": torch.tensor(mask).long()}
-        inputs |= {"position_ids": torch.tensor(np.maximum(np.cumsum(mask, 1) - 1, 0)).long()}
-    with torch.no_grad():
-        out = model(**inputs, output_attentions=True, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    stack = lambda values: np.stack([value.numpy() for value in values])
-    return Reference(out.logits.numpy(), stack(residual), stack(out.attentions))
+NEW = 12
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -124,23 +54,10 @@ def ours(lm: ji.LanguageModel, tokens: np.ndarray, mask: np.ndarray | None = Non
     return Reference(np.asarray(logits), residual, np.asarray(acts["attn.pattern"]))
 
 
-def difference(got: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference over largest absolute value."""
-    assert got.shape == expected.shape
-    return float(np.abs(got - expected).max() / np.abs(expected).max())
-
-
-def huggingface_from(folder: Path) -> Any:
-    options = {"attn_implementation": "eager", "dtype": torch.float32}
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-@functools.cache
-def folder_of(case: str, seed: int, root: Path) -> tuple[Any, Path]:
-    model = make(case, seed)
-    folder = root / f"{case}-{seed}"
-    model.save_pretrained(folder)
-    return model, folder
+def huggingface_from(folder: Path, dtype: Any = torch.float32) -> Any:
+    kind = transformers.AutoConfig.from_pretrained(folder).model_type
+    auto = transformers.AutoModelForMaskedLM if kind == "bert" else transformers.AutoModelForCausalLM
+    return auto.from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +83,13 @@ def test_logits_residual_and_patterns(case, seed, root):
         assert difference(got.residual[layer], expected.residual[layer]) < 1e-4, f"before block {layer}"
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama-grouped", "llama3-scaling"])
-def test_padding_on_the_left(case, root):
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", [*ONE_OF_EACH, "llama3-scaling"])
+def test_padding(case, side, root):
     model, folder = folder_of(case, 0, root)
     lm = ji.load(folder, tokenizer=None)
     tokens, mask = some_tokens(lm, 5), np.ones((2, LENGTH), bool)
-    mask[1, :7] = False
+    mask[1, slice(0, 7) if side == "left" else slice(-7, None)] = False
     expected, got = reference(model, tokens, mask), ours(lm, tokens, mask)
     for b in range(2):
         rows = mask[b]
@@ -179,10 +97,24 @@ def test_padding_on_the_left(case, root):
         assert (
             difference(got.pattern[:, b][:, :, rows][..., rows], expected.pattern[:, b][:, :, rows][..., rows]) < 1e-4
         )
+    alone = ours(lm, tokens[1:, mask[1]])  # what is at padding changes nothing
+    assert difference(got.logits[1:, mask[1]], alone.logits) < 1e-5
+    assert difference(got.residual[:, 1:][:, :, mask[1]], alone.residual) < 1e-5
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("case", CASES)
+def test_token_types(seed, root):
+    model, folder = folder_of("bert", seed, root)
+    lm = ji.load(folder, tokenizer=None)
+    tokens, types = some_tokens(lm, seed), np.random.default_rng(seed).integers(0, 3, (2, LENGTH)).astype(np.int32)
+    expected = reference(model, tokens, token_type_ids=types).logits
+    got = lm.model.forward(lm.params, jnp.asarray(tokens), token_types=jnp.asarray(types))
+    assert difference(np.asarray(got), expected) < 1e-4
+    assert difference(ours(lm, tokens).logits, expected) > 1e-2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("case", CAUSAL)
 def test_greedy_generation(case, seed, root):
     model, folder = folder_of(case, seed, root)
     lm = ji.load(folder, tokenizer=None)
@@ -203,27 +135,96 @@ def scaled(params: Any, segment_key: str) -> Any:
     return {**params, "blocks": (block,)}
 
 
-MUTATIONS = {
-    "RoPE base": ("llama-grouped", lambda c: dataclasses.replace(c, rotary_base=1.1 * c.rotary_base), None),
-    "RoPE left out": ("llama-grouped", lambda c: dataclasses.replace(c, positional_embedding_type="none"), None),
-    "RoPE scaling left out": ("llama3-scaling", lambda c: dataclasses.replace(c, rotary_scaling=None), None),
+def config(**changes: Any) -> Any:
+    return lambda c: dataclasses.replace(c, **{k: v(c) if callable(v) else v for k, v in changes.items()})
+
+
+def shift(path: str, by: float = 0.1) -> Any:
+    """Adds to a parameter, of the first layer where it is in the blocks."""
+
+    def change(params: Any) -> Any:
+        def one(keys: Any, leaf: Any) -> Any:
+            name = ".".join(str(k.key) for k in keys if hasattr(k, "key"))
+            return leaf if name != path else leaf.at[0].add(by) if name.startswith("blocks") else leaf + by
+
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    return change
+
+
+MUTATIONS: dict[str, tuple[str, Any, Any]] = {
+    "RoPE base": ("llama-grouped", config(rotary_base=lambda c: 1.1 * c.rotary_base), None),
+    "RoPE left out": ("llama-grouped", config(positional_embedding_type="none"), None),
+    "RoPE scaling left out": ("llama3-scaling", config(rotary_scaling=None), None),
     "RoPE scaling of another kind": (
-        "llama3-scaling",
-        lambda c: dataclasses.replace(c, rotary_scaling=dataclasses.replace(c.rotary_scaling, kind="linear")),
-        None,
+        "llama3-scaling", config(rotary_scaling=lambda c: dataclasses.replace(c.rotary_scaling, kind="linear")), None,
     ),
-    "mask of Llama": ("llama-grouped", lambda c: dataclasses.replace(c, attention_dir="bidirectional"), None),
-    "mask of GPT-2": ("gpt2", lambda c: dataclasses.replace(c, attention_dir="bidirectional"), None),
-    "eps of RMSNorm": ("llama-gelu", lambda c: dataclasses.replace(c, eps=1.2 * c.eps), None),
-    "eps of LayerNorm": ("gpt2-inner-gelu-unscaled", lambda c: dataclasses.replace(c, eps=3 * c.eps), None),
-    "weight of RMSNorm": ("llama-grouped", None, lambda p: scaled(p, "ln1")),
-    "weight of LayerNorm": ("gpt2", None, lambda p: scaled(p, "ln2")),
-    "LayerNorm for RMSNorm": ("llama-grouped", lambda c: dataclasses.replace(c, normalization_type="LN"), "biases"),
-    "activation": ("gpt2", lambda c: dataclasses.replace(c, act_fn="relu"), None),
-    "attention scale": ("gpt2", lambda c: dataclasses.replace(c, attn_scale=1.1 / c.score_scale), None),
+    "mask of Llama": ("llama-grouped", config(attention_dir="bidirectional"), None),
+    "mask of GPT-2": ("gpt2", config(attention_dir="bidirectional"), None),
+    "eps of RMSNorm": ("llama-gelu", config(eps=lambda c: 1.2 * c.eps), None),
+    "eps of LayerNorm": ("gpt2-inner-gelu-unscaled", config(eps=lambda c: 3 * c.eps), None),
+    "weight of RMSNorm": ("llama-grouped", None, shift("blocks.ln1.w")),
+    "weight of LayerNorm": ("gpt2", None, shift("blocks.ln2.w")),
+    "LayerNorm for RMSNorm": ("llama-grouped", config(normalization_type="LN"), "biases"),
+    "activation": ("gpt2", config(act_fn="relu"), None),
+    "attention scale": ("gpt2", config(attn_scale=lambda c: 1.1 / c.score_scale), None),
     "positions of GPT-2": (
         "gpt2", None, lambda p: {**p, "embed": {**p["embed"], "W_pos": jnp.roll(p["embed"]["W_pos"], 1, axis=0)}},
     ),
+    "NeoX: RoPE of all features": ("neox", config(rotary_dim=None), None),
+    "NeoX: RoPE base": ("neox", config(rotary_base=200.0), None),
+    "NeoX: in turn": ("neox", config(parallel_attn_mlp=False), None),
+    "NeoX: side by side": ("neox-in-turn", config(parallel_attn_mlp=True), None),
+    "NeoX: bias of values": ("neox", None, shift("blocks.attn.b_V")),
+    "NeoX: norm of the MLP": ("neox", None, shift("blocks.ln2.b")),
+    "GPT-J: pairs": ("gptj", config(rotary_adjacent_pairs=False), None),
+    "GPT-J: RoPE of fewer features": ("gptj", config(rotary_dim=4), None),
+    "GPT-J: norm": ("gptj", None, shift("blocks.ln1.w")),
+    "GPT-J: bias of the logits": ("gptj", None, shift("unembed.b_U")),
+    "Mistral: window left out": ("mistral", config(window_size=None), None),
+    "Mistral: window of one more": ("mistral", config(window_size=8), None),
+    "Mistral: RoPE": ("mistral", config(rotary_base=20000.0), None),
+    "Mistral: norm": ("mistral", None, shift("ln_final.w")),
+    "Qwen 2: bias of queries": ("qwen2", None, shift("blocks.attn.b_Q", 1.0)),
+    "Qwen 2: windows everywhere": ("qwen2-windows", config(attn_types=None), None),
+    "Qwen 2: RoPE": ("qwen2", config(rotary_base=20000.0), None),
+    "Qwen 2: norm": ("qwen2", None, shift("blocks.ln2.w")),
+    "Qwen 3: norm of queries": ("qwen3", None, shift("blocks.attn.q_norm.w")),
+    "Qwen 3: norm of keys left out": ("qwen3", None, shift("blocks.attn.k_norm.w", 1.0)),
+    "Qwen 3: one window": ("qwen3-windows-biases", config(attn_types=("local", "global", "local")), None),
+    "Qwen 3: RoPE": ("qwen3", config(rotary_base=20000.0), None),
+    "Gemma: weights without the one": ("gemma", config(norm_weight_offset=0.0), None),
+    "Gemma: embeddings not scaled": ("gemma", config(embed_scale=1.0), None),
+    "Gemma: activation": ("gemma", config(act_fn="silu"), None),
+    "Gemma: RoPE": ("gemma", config(rotary_base=20000.0), None),
+    "Gemma 2: cap of scores left out": ("gemma2", config(attn_scores_soft_cap=None), None),
+    "Gemma 2: cap of logits left out": ("gemma2", config(output_logits_soft_cap=None), None),
+    "Gemma 2: windows exchanged": ("gemma2", config(attn_types=("global", "local", "global")), None),
+    "Gemma 2: window of one less": ("gemma2", config(window_size=4), None),
+    "Gemma 2: norm behind attention": ("gemma2", None, shift("blocks.ln1_post.w")),
+    "Gemma 2: norm behind the MLP": ("gemma2", None, shift("blocks.ln2_post.w")),
+    "Gemma 2: scale by the head's width": ("gemma2", config(attn_scale=None), None),
+    "Gemma 3: local base": ("gemma3", config(rotary_base_local=None), None),
+    "Gemma 3: global stretch": ("gemma3", config(rotary_scaling=None), None),
+    "Gemma 3: windows exchanged": ("gemma3", config(attn_types=("global", "local") * 2), None),
+    "Gemma 3: norm of queries": ("gemma3", None, shift("blocks.attn.q_norm.w")),
+    "Gemma 3: cap of logits": ("gemma3-cap-no-windows", config(output_logits_soft_cap=5.0), None),
+    "Phi-3: RoPE of all features": ("phi3-partial", config(rotary_dim=None), None),
+    "Phi-3: window": ("phi3", config(window_size=8), None),
+    "Phi-3: norm": ("phi3", None, shift("blocks.ln1.w")),
+    "OLMo 2: norms before": ("olmo2", config(norm_position="pre"), "before"),
+    "OLMo 2: norm of keys": ("olmo2", None, shift("blocks.attn.k_norm.w")),
+    "OLMo 2: norm of queries by head": ("olmo2", config(qk_norm="head"), "by head"),
+    "OLMo 2: RoPE": ("olmo2", config(rotary_base=20000.0), None),
+    "BERT: causal": ("bert", config(attention_dir="causal"), None),
+    "BERT: norms before": ("bert", config(norm_position="pre"), None),
+    "BERT: norm of the embeddings": ("bert", None, shift("embed.ln.b")),
+    "BERT: positions": (
+        "bert", None, lambda p: {**p, "embed": {**p["embed"], "W_pos": jnp.roll(p["embed"]["W_pos"], 1, axis=0)}},
+    ),
+    "BERT: bias of the head": ("bert", None, shift("mlm_head.b")),
+    "BERT: no head": ("bert", config(mlm_head=False), None),
+    "BERT: eps": ("bert", config(eps=lambda c: 3 * c.eps), None),
 }  # fmt: skip
 
 
@@ -231,6 +232,20 @@ def with_norm_biases(params: Any) -> Any:
     zero = lambda norm: {**norm, "b": jnp.zeros_like(norm["w"])}
     block = {**params["blocks"][0], "ln1": zero(params["blocks"][0]["ln1"]), "ln2": zero(params["blocks"][0]["ln2"])}
     return {**params, "blocks": (block,), "ln_final": zero(params["ln_final"])}
+
+
+def with_norms_before(params: Any) -> Any:
+    block = params["blocks"][0]
+    return {**params, "blocks": ({**block, "ln1": block["ln1_post"], "ln2": block["ln2_post"]},)}
+
+
+def with_head_norms(params: Any) -> Any:
+    attn = dict(params["blocks"][0]["attn"])
+    attn |= {name: {"w": attn[name]["w"][:, 0]} for name in ("q_norm", "k_norm")}
+    return {**params, "blocks": ({**params["blocks"][0], "attn": attn},)}
+
+
+REBUILT = {"biases": with_norm_biases, "before": with_norms_before, "by head": with_head_norms}
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
@@ -243,11 +258,30 @@ def test_a_fault_made_on_purpose_is_noticed(name, root):
     assert difference(ours(lm, tokens).logits, expected.logits) < 1e-4
     if change_config is not None:
         lm = dataclasses.replace(lm, model=Model(config=change_config(lm.config)))
-    if change_params == "biases":
-        lm = dataclasses.replace(lm, params=with_norm_biases(lm.params))
-    elif change_params is not None:
-        lm = dataclasses.replace(lm, params=change_params(lm.params))
+    if change_params is not None:
+        lm = dataclasses.replace(lm, params=REBUILT.get(change_params, change_params)(lm.params))
     assert difference(ours(lm, tokens).logits, expected.logits) > 1e-3
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH)
+def test_bfloat16_is_no_further_from_float32_than_the_reference(case, tmp_path):
+    """One rounding more or less moves sharp attention, so that both are held against float32 with the same rounded weights."""
+    folder = tmp_path / "m"
+    make(case, 4).to(torch.bfloat16).save_pretrained(folder)
+    full, half = ji.load(folder, tokenizer=None), ji.load(folder, tokenizer=None, dtype="bfloat16")
+    tokens = some_tokens(full, 4)
+    exact = reference(huggingface_from(folder), tokens).logits
+    theirs = relative(reference(huggingface_from(folder, torch.bfloat16), tokens).logits, exact)
+    computed = Model(config=dataclasses.replace(full.config, compute_dtype="bfloat16"))
+    for model, params in ((half.model, half.params), (computed, full.params)):
+        logits, acts = ji.run(model.forward, ji.capture("resid_post"))(params, jnp.asarray(tokens))[:2]
+        assert logits.dtype == jnp.float32 and acts["resid_post"].dtype == jnp.bfloat16
+        assert 1e-4 < relative(np.asarray(logits), exact) < 1.2 * theirs + 2e-3
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """Root mean square of the difference over that of the reference."""
+    return float(np.sqrt(np.mean((got - expected) ** 2) / np.mean(expected**2)))
 
 
 @pytest.mark.parametrize("case", ["gpt2-untied", "llama-biases"])
@@ -260,7 +294,7 @@ def test_bfloat16_shards(case, tmp_path):
     assert difference(ours(lm, tokens).logits, reference(model, tokens).logits) < 1e-4
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama-biases"])
+@pytest.mark.parametrize("case", ["llama-biases", *ONE_OF_EACH])
 def test_what_we_save_it_loads(case, root, tmp_path):
     model, folder = folder_of(case, 0, root)
     lm = ji.load(folder, tokenizer=None)

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
 
 import jaxinterp as ji
-from tests.tiny import make_params
+from tests.tiny import FAMILIES, make_model, make_params
 
 EXAMPLES = int(os.environ.get("JAXINTERP_EXAMPLES", "15"))
 
@@ -27,6 +27,7 @@ CONFIGS = [
     dict(normalization_type=None, attention_bias=False, mlp_bias=False, act_fn="relu"),
     dict(n_layers=1, tie_word_embeddings=True),
     dict(n_layers=4, positional_embedding_type="none", final_norm=False, attn_scale=1.5),
+    *FAMILIES.values(),
 ]
 SITES = {
     "layer,head": [
@@ -49,9 +50,11 @@ SITES = {
         "mlp.out",
         "resid_post",
         "attn.norm_scale",
+        "attn.post_norm_scale",
+        "mlp.post_norm_scale",
     ],
-    "layer,head,position": ["attn.z", "attn.k", "attn.q_rot", "attn.k_in"],
-    "position": ["embed", "final.in", "logits", "resid_pre"],
+    "layer,head,position": ["attn.z", "attn.k", "attn.q_rot", "attn.k_in", "attn.q_norm_scale", "attn.k_norm_scale"],
+    "position": ["embed", "final.in", "logits", "resid_pre", "embed.norm_scale", "final.head_norm_scale"],
     "layer,feature": ["mlp.post", "resid_post"],
     "layer": ["attn.out", "mlp.pre"],
     "head": ["attn.z"],
@@ -66,12 +69,6 @@ OPS = {
     "add": functools.partial(ji.add, value=0.7),
     "own": lambda site: ji.edit(site, lambda x: jnp.flip(x, 1)),
 }
-
-
-def make_model(**changes):
-    base = dict(n_layers=3, d_model=8, n_ctx=12, n_heads=4, d_head=4, d_vocab=11, d_mlp=12)
-    model = ji.Model(config=ji.TransformerConfig(**(base | changes)))
-    return model, make_params(model, 3)
 
 
 PROBLEMS = st.fixed_dictionaries(
@@ -91,7 +88,8 @@ PROBLEMS = st.fixed_dictionaries(
 def make_problem(seed, changes, begin, later, padding, back, which, entropy):
     """(model, params, base, source, mask, metric); the prompts first differ at different rows."""
     rng = np.random.default_rng(seed)
-    model, params = make_model(**changes)
+    model = make_model(**changes)
+    params = make_params(model, 3)
     b, t = 3, 6
     base = rng.integers(0, 11, (b, t))
     source = base.copy()
@@ -185,7 +183,7 @@ def test_a_sweep_equals_the_loop(problem, data):
     known = {s.name for s in ji.sites(model.forward, params, base)}
     site = data.draw(st.sampled_from([s for s in SITES[over] if s in known]))
     name = data.draw(st.sampled_from(["patch", *OPS]))
-    if site in ("attn.norm_scale", "attn.pattern"):
+    if site.endswith("norm_scale") or site == "attn.pattern":
         name = "patch"
     op = OPS[name]
     shape = ji.sites(model.forward, params, base)[site]

@@ -137,7 +137,7 @@ def test_our_own_layout_for_a_model_of_another_family(shared, tmp_path):
     assert back.source["family"] == "jaxinterp" and back.config == lm.config
     assert back.tokenizer.encode("Once upon") == lm.tokenizer.encode("Once upon")
     assert np.array_equal(back.run_with_cache("Once upon", "logits")[0], lm.run_with_cache("Once upon", "logits")[0])
-    with pytest.raises(InputError, match="family = 'opt' is not legal. Legal: 'gpt2', 'llama', 'jaxinterp'"):
+    with pytest.raises(InputError, match="family = 'opt' is not legal. Legal: 'gpt2', .*'llama', .*'jaxinterp'"):
         ji.save(lm, tmp_path / "x", family="opt")
     with pytest.raises(
         InputError, match="'gpt2' cannot say what this model is: .*gated_mlp is True and would be read as False"

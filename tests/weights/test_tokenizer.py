@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,6 +180,35 @@ def test_from_json_keeps_what_was_said(shared, tmp_path):
     back = Tokenizer.from_folder(tmp_path)
     assert (back.prepend_bos, back.bos_id, back.encode("Hi")) == (True, 50256, made.encode("Hi"))
     assert "prepend_bos=True" in repr(back)
+
+
+@pytest.fixture(scope="module")
+def wordpiece():
+    """A tokenizer of BERT's kind, and the `tokenizers` library's own object."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "is", "the", "capital", "of", "france", "##s", "."]
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer()
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    backend.decoder = tokenizers.decoders.WordPiece()
+    return backend
+
+
+def test_what_stands_around_a_text_of_bert(wordpiece, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(wordpiece.to_str())
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": "[MASK]", "pad_token": "[PAD]"}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert (tokenizer.bos_id, tokenizer.suffix_ids, tokenizer.mask_id, tokenizer.pad_id) == (2, (3,), 4, 0)
+    text = "Paris is the [MASK] of France."
+    ids = tokenizer.encode(text)
+    assert ids == wordpiece.encode(text).ids
+    assert ids[0] == 2 and ids[-1] == 3 and ids.count(4) == 1
+    assert tokenizer.encode(text, prepend_bos=False) == ids[1:-1]
+    assert tokenizer.decode(ids) == tokenizer.decode(ids[1:-1])
+    assert tokenizer.answer_token("Paris is", " the") == 7
 
 
 def test_readable_pieces():

@@ -13,6 +13,10 @@ SHAPES = {
     "heads_from_columns": [(H, E, D)],
     "fused_heads": [(H, D, E), (K, D, E), (K, D, E)],
     "fused_head_biases": [(H, E), (K, E), (K, E)],
+    "stacked_heads": [(H, D, E), (K, D, E), (K, D, E)],
+    "grouped_heads": [(H, D, E)] * 3,
+    "grouped_head_biases": [(H, E)] * 3,
+    "stacked_columns": [(D, F), (D, F)],
 }
 ALL = {value.name: value for value in vars(_transforms).values() if isinstance(value, Transform)}
 
@@ -48,3 +52,13 @@ def test_they_mean_what_a_linear_layer_computes():
     fused = rng.normal(size=(D, 3 * H * E))
     q, k, v = (np.einsum("d,hde->he", x, w).reshape(-1) for w in ALL["fused_heads"].load(fused, [(H, D, E)] * 3))
     assert np.allclose(np.concatenate([q, k, v]), x @ fused)
+    stacked = rng.normal(size=(3 * H * E, D))
+    q, k, v = (np.einsum("d,hde->he", x, w).reshape(-1) for w in ALL["stacked_heads"].load(stacked, [(H, D, E)] * 3))
+    assert np.allclose(np.concatenate([q, k, v]), stacked @ x)
+    parts = np.stack([np.einsum("d,hde->he", x, w) for w in ALL["grouped_heads"].load(stacked, [(H, D, E)] * 3)], 1)
+    assert np.allclose(parts.reshape(-1), stacked @ x)
+    bias = rng.normal(size=3 * H * E)
+    assert np.allclose(np.stack(ALL["grouped_head_biases"].load(bias, [(H, E)] * 3), 1).reshape(-1), bias)
+    both = rng.normal(size=(2 * F, D))
+    gate, up = ALL["stacked_columns"].load(both, [(D, F)] * 2)
+    assert np.allclose(np.concatenate([x @ gate, x @ up]), both @ x)
