@@ -144,6 +144,7 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
     for i, handler in enumerate(handlers):
         reached = [log.visited[name] for j, name in log.reached if j == i]
         faults += _unvisited_layers(i, handler, log)
+        faults += _unvisited_steps(i, handler, log)
         for pattern in handler.sites:
             seen = any(matches((pattern,), s.name, s.on_demand) for s in reached)
             if not seen:
@@ -168,6 +169,17 @@ def _unvisited_layers(i: int, handler: Handler, log: Log) -> list[str]:
         return []
     found = "; ".join(f"{name!r} at {sorted(layers)}" for name, layers in seen.items())
     return [f"the function never visits layers {missing} of {', '.join(map(repr, handler.sites))}; it visits {found}."]
+
+
+def _unvisited_steps(i: int, handler: Handler, log: Log) -> list[str]:
+    """An edit of decoding steps in a function that has none, or none of that site."""
+    where = handler.data.get("where", {}) if isinstance(handler.data, dict) else {}
+    if i in log.stepped or not any(j == i for j, _ in log.reached) or not {"step", "steps"} & set(where):
+        return []
+    return [
+        f"the function never visits {', '.join(map(repr, handler.sites))} in a decoding step, so step= selects nothing. (The "
+        "prompt is no step: generate with max_new_tokens=n has n - 1 of them, 0 to n - 2.)"
+    ]
 
 
 class SiteTable:

@@ -79,6 +79,8 @@ class Tap:
             handler = self._handlers[i]
             if matches(handler.sites, name, on_demand):
                 scope.log.reached.setdefault((i, name), set()).update(layers)
+                if site.n_steps is not None:
+                    scope.log.stepped.add(i)
                 value = self._visit(i, handler, site, value, scope)
         return value
 
@@ -193,7 +195,7 @@ class Tap:
 
         def step(index: Any, carry: Any, states: Any, x: Any, slices: Any) -> tuple[Any, Any, Any, Records]:
             inner = Scope(states, scope.log)
-            place = dict(layer=index, n_layers=depth) if layered else dict(step=index)
+            place = dict(layer=index, n_layers=depth) if layered else dict(step=index, n_steps=n)
             here = dict(slices=slices, covers=layers) if layered else {}
             t = self._replace(scope=inner, site=self._site._replace(**place), prefix="", **here)
             carry, y = body(carry, x, tap=t)
