@@ -150,7 +150,7 @@ def test_a_sum_that_is_normalized_at_once_is_not_taken_for_the_sum():
         (ji.zero("blocks.1.attn.z"), ji.UnvisitedSiteError, "Did you mean 'blocks.1.attn.hook_z'"),
         (ji.capture("attn.hook_z"), ji.UnvisitedSiteError, r"blocks.\*.attn.hook_z"),
         (ji.capture("blocks.*.ln_final.hook_scale"), ji.UnvisitedSiteError, "never|matches"),
-        (ji.capture("hook_embed"), ji.UnvisitedSiteError, "no counterpart here: embed is the sum"),
+        (ji.capture("unembed.hook_in"), ji.UnvisitedSiteError, "no counterpart here: what the unembedding reads"),
         (ji.capture("blocks.0.hook_result"), ji.UnvisitedSiteError, "never visits"),
         (ji.patch(Z1, per_layer=jnp.zeros((3, 2, 6, 2, 2))), ji.SiteTypeError, "in no layer: give value="),
         (ji.capture("blocks.0.hook_mlp_outt", "atn.z"), ji.UnvisitedSiteError, "(?s)hook_mlp_outt.*'atn.z'"),
