@@ -72,7 +72,8 @@ test: .venv/.ready-test
 	.venv/bin/python -m pytest -m "not parity" -n $(JOBS) $(ARGS)
 
 properties: .venv/.ready-test
-	JAXINTERP_EXAMPLES=50 JAXINTERP_XLA=user .venv/bin/python -m pytest tests/patching/test_engine.py tests/experiments -n $(JOBS) $(ARGS)
+	JAXINTERP_XLA=user .venv/bin/python -m pytest tests/experiments/test_zoo_induction.py $(ARGS)
+	JAXINTERP_EXAMPLES=50 .venv/bin/python -m pytest tests/patching/test_engine.py -n $(JOBS) $(ARGS)
 
 lint: .venv/.ready-lint
 	.venv/bin/ruff check .
