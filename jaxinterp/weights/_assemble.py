@@ -26,14 +26,14 @@ Index = tuple[tuple[int, int], ...]
 """A part of an array: where it starts and stops on each axis."""
 
 
-def legal_dtype(dtype: Any) -> np.dtype:
+def legal_dtype(dtype: Any, name: str = "dtype") -> np.dtype:
     """`dtype` as numpy's; an error unless parameters may have it."""
     try:
         result = jnp.dtype(dtype)
     except TypeError:
         result = None
     if result is None or result.name not in LEGAL_DTYPES:
-        raise InputError(f"dtype = {dtype!r} is not legal for parameters. Legal: {', '.join(LEGAL_DTYPES)}.")
+        raise InputError(f"{name} = {dtype!r} is not legal. Legal: {', '.join(LEGAL_DTYPES)}.")
     return result
 
 

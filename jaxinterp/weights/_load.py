@@ -88,7 +88,7 @@ def load(
             "rules say how parameters are cut over a mesh, and none was given: load(folder, mesh=mesh, rules=rules)."
         )
     target = legal_dtype(dtype)
-    computed = None if compute_dtype is None else legal_dtype(compute_dtype).name
+    computed = None if compute_dtype is None else legal_dtype(compute_dtype, "compute_dtype").name
     folder, commit = find_folder(folder_or_hub_id, revision)
     checkpoint = open_checkpoint(folder)
     raw = checkpoint.config

@@ -269,5 +269,5 @@ def test_compute_dtype_is_not_part_of_a_checkpoint(tmp_path):
     logits, acts = back.run_with_cache([1, 2, 3], "resid_post", "final.in")
     assert (logits.dtype, acts["resid_post"].dtype) == ("float32", "bfloat16")
     ji.save(back, tmp_path / "again")
-    with pytest.raises(ji.InputError, match="dtype = 'float64' is not legal"):
+    with pytest.raises(ji.InputError, match="compute_dtype = 'float64' is not legal"):
         ji.load(folder, tokenizer=None, compute_dtype="float64")
