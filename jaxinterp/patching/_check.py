@@ -150,7 +150,23 @@ def check_metrics(model: Forward, base: Array, mask: Any, metrics: Mapping[str, 
 
 
 def as_tokens(tokens: Any, what: str) -> Array:
-    """Token ids as an array [B, T]."""
+    """Token ids as an array.
+
+    Args:
+        tokens: an array or nested lists of integers.
+        what: its name, for the message.
+
+    Returns:
+        Ids [B, T].
+
+    Raises:
+        InputError: texts, ragged lists, other shapes or dtypes; the message says how to encode and pad.
+
+    Example:
+        >>> import jaxinterp as ji
+        >>> ji.patching.as_tokens([[1, 2, 3]], "base").shape
+        (1, 3)
+    """
     array = (
         tokens if hasattr(tokens, "dtype") else np.asarray(tokens, dtype=None if _is_rectangular(tokens) else object)
     )

@@ -211,13 +211,23 @@ def _rows_read(work: Work) -> Array:
 def measure(
     logits: Array, metrics: Sequence[Metric], columns: Sequence[Array], narrow: bool
 ) -> tuple[Float[Array, "M B"], list[Array]]:
-    """The metrics of the logits [B, U, n] of the rows that are read, and what each of them reads, [B, P, tokens].
+    """The metrics of the logits of the rows that are read.
 
     Args:
-        logits: of all tokens, or of the metrics' tokens in turn.
+        logits: [B, U, n], of all tokens, or of the metrics' tokens in turn.
         metrics: M of them.
         columns: for each metric [B, P], where its positions are among the rows.
         narrow: whether only the metrics' tokens are there.
+
+    Returns:
+        The metrics [M, B], and the logits that each of them reads, [B, P, tokens].
+
+    Example:
+        >>> import jax.numpy as jnp, jaxinterp as ji
+        >>> metric = ji.patching.logit_difference([2], [0], [5])
+        >>> logits = jnp.array([[[1.0, 0.0, 4.0]]])  # of position 5, the only row
+        >>> ji.patching.measure(logits, [metric], [jnp.array([[0]])], narrow=False)[0].tolist()
+        [[3.0]]
     """
     out, first = [], 0
     for metric, column in zip(metrics, columns, strict=True):

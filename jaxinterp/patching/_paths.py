@@ -14,14 +14,13 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, ArrayLike, Params
 from jaxinterp.models import Model
-from jaxinterp.patching._about import bar, bos_facts, token_texts
-from jaxinterp.patching._cells import coordinates, is_list
+from jaxinterp.patching._about import bar
 from jaxinterp.patching._costs import default_budget, tree_bytes
 from jaxinterp.patching._engine import Job, measure
 from jaxinterp.patching._prepare import Prepared, prepare
 from jaxinterp.patching._reach import Reach
 from jaxinterp.patching._receivers import Receivers, describe, make_receivers
-from jaxinterp.patching._result import dataset
+from jaxinterp.patching._result import named_result
 from jaxinterp.patching._run import Ends, check_finite, measure_ends
 from jaxinterp.tap import Handler, capture, patch, place, run, sites
 
@@ -131,12 +130,10 @@ def path_patch(
     ends = measure_ends(todo)
     values, logits = _run_paths(todo, ends, goal, form == "frozen", "logits" in keep, memory, progress)
     check_finite(np.where(todo.there[:, None], values, 0.0), todo.metrics, "patched")
-    about = {
-        "site": senders, "op": "path_patch", "receivers": named, "form": form,
-        **(provenance or {}), **bos_facts(tokenizer, todo.base, todo.mask),
-    }  # fmt: skip
-    listed = coordinates(over, senders) if is_list(over) else {}
-    return dataset(todo, values, logits, ends, keep, token_texts(tokenizer, todo), listed, about, seed)
+    return named_result(
+        todo, values - ends.base, base=ends.base, source=ends.source, site=senders, op="path_patch", over=over, keep=keep,
+        logits=logits, tokenizer=tokenizer, provenance=provenance, seed=seed, more={"receivers": named, "form": form},
+    )  # fmt: skip
 
 
 def _check_form(model: Any, form: str, keep: Sequence[str]) -> None:

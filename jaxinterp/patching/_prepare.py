@@ -76,24 +76,43 @@ def prepare(
     params: Params,
     *,
     base: Any,
-    source: Any,
-    site: str | None,
+    source: Any = None,
+    site: str | None = None,
     over: Any,
     metric: Any,
-    op: Callable[..., Handler],
-    mask: Any,
-    source_mask: Any,
-    positions: Any,
-    roles: Mapping[str, Any] | None,
-    null: Null | None,
-    mesh: Any,
+    op: Callable[..., Handler] = patch,
+    mask: Any = None,
+    source_mask: Any = None,
+    positions: Any = None,
+    roles: Mapping[str, Any] | None = None,
+    null: Null | None = None,
+    mesh: Any = None,
 ) -> Prepared:
-    """Checks the arguments of a sweep against each other and the model; see `sweep`."""
+    """Checks the arguments of a sweep against each other and the model, and lays out its cells. The first step of `sweep`.
+
+    Args: see `sweep`; `params` may be shapes.
+
+    Returns:
+        The cells as arrays, what a prompt has of them and what they can change of it; computes nothing.
+
+    Raises:
+        InputError, SiteIndexError, UnvisitedSiteError: as `sweep`.
+
+    Example:
+        >>> import jax, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=8, n_heads=2, d_head=4, d_vocab=5, d_mlp=8)
+        >>> model = ji.Model(config=config)
+        >>> todo = ji.patching.prepare(
+        ...     model, model.param_shapes(), base=[[1, 2, 3]], source=[[1, 4, 3]], site="attn.z", over="layer,position",
+        ...     metric=ji.patching.logit_difference([2], [4], [2]))
+        >>> todo.cells.shape, todo.reaches[:, 0].tolist()  # the prompts differ from position 1 on; the last layer is read at 2
+        ((2, 3), [False, True, True, False, False, True])
+    """
     metrics = named_metrics(metric)
     base, mask = as_tokens(base, "base"), None if mask is None else jnp.asarray(mask, bool)
     check_prompts(model, base, mask)
-    check_metrics(model, base, mask, metrics)
     origin = make_source(model, base, mask, source, source_mask, positions)
+    check_metrics(model, base, mask, metrics)
     check_mapped(metrics, base, mask, origin)
     if op is patch and origin is None:
         raise InputError("op=patch needs source, the prompts to patch from. (For ablations: op=zero, op=mean.)")
