@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -118,6 +118,12 @@ def check_mesh(mesh: Any, base: Array) -> None:
             f"{len(base)} prompts do not divide among {deep} devices of the mesh's axis 'prompts': give a multiple of {deep} "
             "prompts, or fewer devices to prompts and more to cells."
         )
+
+
+def check_keep(keep: Sequence[str]) -> None:
+    """Refuses to keep what a sweep does not have."""
+    if set(keep) - {"prompts", "interval", "logits"}:
+        raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
 
 
 def named_metrics(metric: Any) -> dict[str, Metric]:

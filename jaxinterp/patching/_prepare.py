@@ -27,7 +27,7 @@ from jaxinterp.patching._check import (
 from jaxinterp.patching._engine import Job
 from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.patching._null import Null, null_ops
+from jaxinterp.patching._null import Null, make_null, null_ops
 from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
 from jaxinterp.patching._plan import Costs, Plan, make_chunks
 from jaxinterp.patching._reach import Geometry, Reach, is_local, make_geometry, reach
@@ -85,7 +85,9 @@ def prepare(
     source_mask: Any = None,
     positions: Any = None,
     roles: Mapping[str, Any] | None = None,
-    null: Null | None = None,
+    null: str | None = None,
+    draws: int = 10,
+    seed: int = 0,
     mesh: Any = None,
 ) -> Prepared:
     """Checks the arguments of a sweep against each other and the model, and lays out its cells. The first step of `sweep`.
@@ -119,36 +121,30 @@ def prepare(
     table = sites(model.forward if isinstance(model, Model) else model, params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
-    _check_null(null, [table[name].axes for _, group in groups for name in group.sites])
+    chance = make_null(null, draws, seed, base, mask)
+    _check_null(chance, [table[name].axes for _, group in groups for name in group.sites])
     measured = tuple(metrics.values())
     jobs: list[Job] = []
     found: list[Reach] = []
     for ids, group in groups:
         stages = tuple(_stage(model, table, name) for name in group.sites)
         # The draws of a null distribution differ in what they bring, not in where they can bring it.
-        for draws in (range(1), range(1, 1 + (null.draws if null else 0))):
-            geometry = _geometry(model, base, mask, origin, measured, group, stages, op, null if draws.start else None)
+        for numbers in (range(1), range(1, 1 + (chance.draws if chance else 0))):
+            geometry = _geometry(
+                model, base, mask, origin, measured, group, stages, op, chance if numbers.start else None
+            )
             reached = _reach(model, group, geometry, stages)
             _check_there(op, geometry, reached)
-            for draw in draws:
-                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, null, draw)
+            for draw in numbers:
+                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, chance, draw)
                 jobs.append(
                     Job(
-                        model=model,
-                        params=params,
-                        tokens=base,
-                        mask=mask,
-                        cells=group,
-                        rows=draw * len(cells) + ids,
-                        stages=stages,
-                        make_ops=ops,
-                        metrics=measured,
-                        geometry=geometry,
-                        mesh=mesh,
+                        model=model, params=params, tokens=base, mask=mask, cells=group, rows=draw * len(cells) + ids,
+                        stages=stages, make_ops=ops, metrics=measured, geometry=geometry, mesh=mesh,
                     )
-                )
+                )  # fmt: skip
                 found.append(reached)
-    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), null.draws if null else 0)
+    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), chance.draws if chance else 0)
 
 
 def _check_null(null: Null | None, axes: Sequence[str]) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from jaxinterp._errors import InputError
 from jaxinterp._typing import ArrayLike, Params
 from jaxinterp.patching._about import bar, op_name
-from jaxinterp.patching._null import make_null
+from jaxinterp.patching._check import check_keep
 from jaxinterp.patching._ops import Forward, make_handler
 from jaxinterp.patching._plan import Plan
-from jaxinterp.patching._prepare import Prepared, as_tokens, make_plan, prepare
+from jaxinterp.patching._prepare import Prepared, make_plan, prepare
 from jaxinterp.patching._records import describe, stored_suffixes
 from jaxinterp.patching._result import named_result
 from jaxinterp.patching._run import measure_ends, run
@@ -68,8 +68,7 @@ def plan(
     return make_plan(
         prepare(
             model, params, base=base, source=source, site=site, over=over, metric=metric, op=op, mask=mask,
-            source_mask=source_mask, positions=positions, roles=roles,
-            null=make_null(null, draws, seed, as_tokens(base, "base"), mask), mesh=mesh,
+            source_mask=source_mask, positions=positions, roles=roles, null=null, draws=draws, seed=seed, mesh=mesh,
         ),
         memory,
     )  # fmt: skip
@@ -159,13 +158,10 @@ def sweep(
     if not isinstance(site, (str, type(None))):
         given = {key: value for key, value in locals().items() if key not in ("model", "params", "site", "store")}
         return _several_sites(model, params, site, store, given)
-    unknown = set(keep) - {"prompts", "interval", "logits"}
-    if unknown:
-        raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
-    chance = make_null(null, draws, seed, as_tokens(base, "base"), mask)
+    check_keep(keep)
     todo = prepare(
         model, params, base=base, source=source, site=site, over=over, metric=metric, op=op, mask=mask,
-        source_mask=source_mask, positions=positions, roles=roles, null=chance, mesh=mesh,
+        source_mask=source_mask, positions=positions, roles=roles, null=null, draws=draws, seed=seed, mesh=mesh,
     )  # fmt: skip
     if plan is not None and memory is not None:
         raise InputError(

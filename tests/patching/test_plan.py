@@ -80,8 +80,7 @@ def test_matrix_operations_of_loops_and_branches():
 def test_memory_is_what_xla_says_within_a_fifth(changes, shape):
     batch, length, first = shape
     model, params, args = problem(batch, length, first, **changes)
-    nothing = dict(mask=None, source_mask=None, positions=None, roles=None, null=None, mesh=None)
-    todo = _prepare.prepare(model, params, **args, op=ji.patch, **nothing)
+    todo = ji.patching.prepare(model, params, **args)
     plan, job = _prepare.make_plan(todo, None), todo.jobs[0]
     chunk = plan.chunks[0]
     where, places = _engine.chunk_indices(job, chunk)
