@@ -29,6 +29,7 @@ def differing_rows(base: Array, mask: Any, origin: Source | None) -> np.ndarray:
 
 
 def make_source(model: Forward, base: Array, mask: Any, source: Any, source_mask: Any, positions: Any) -> Source | None:
+    """The prompts to patch from, aligned with the base's row by row or by a map of positions; None where there are none."""
     if source is None:
         if positions is not None or source_mask is not None:
             raise InputError("positions= and source_mask= speak of the source prompts; give source= too.")
@@ -127,6 +128,7 @@ def check_keep(keep: Sequence[str]) -> None:
 
 
 def named_metrics(metric: Any) -> dict[str, Metric]:
+    """Metrics by name, of one or of a mapping; one alone has its own name."""
     metrics = (
         {metric.name: metric} if isinstance(metric, Metric) else dict(metric) if isinstance(metric, Mapping) else {}
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import Any, Literal, get_args
 
 import jax
@@ -94,7 +95,7 @@ def null_ops(
     real = resolve(model, params, base, mask, origin, shape, op)
     target = real.data["value"] if shape.n_layers is None else real.per_layer
     key = jax.random.fold_in(jax.random.key(null.seed), draw)
-    values = _turned(own, target, jax.random.fold_in(key, sum(map(ord, shape.name))))
+    values = _turned(own, target, jax.random.fold_in(key, zlib.crc32(shape.name.encode())))
     return bring(shape, values, real.data.get("rows"))
 
 

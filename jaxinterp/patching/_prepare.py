@@ -124,19 +124,18 @@ def prepare(
     chance = make_null(null, draws, seed, base, mask)
     _check_null(chance, [table[name].axes for _, group in groups for name in group.sites])
     measured = tuple(metrics.values())
+    # The sweep, then the draws of its null distribution: they differ in what they bring, not in where they can bring it.
+    rounds = [(None, range(1)), *([(chance, range(1, 1 + chance.draws))] if chance else [])]
     jobs: list[Job] = []
     found: list[Reach] = []
     for ids, group in groups:
         stages = tuple(_stage(model, table, name) for name in group.sites)
-        # The draws of a null distribution differ in what they bring, not in where they can bring it.
-        for numbers in (range(1), range(1, 1 + (chance.draws if chance else 0))):
-            geometry = _geometry(
-                model, base, mask, origin, measured, group, stages, op, chance if numbers.start else None
-            )
+        for drawn, numbers in rounds:
+            geometry = _geometry(model, base, mask, origin, measured, group, stages, op, drawn)
             reached = _reach(model, group, geometry, stages)
             _check_there(op, geometry, reached)
             for draw in numbers:
-                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, chance, draw)
+                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, drawn, draw)
                 jobs.append(
                     Job(
                         model=model, params=params, tokens=base, mask=mask, cells=group, rows=draw * len(cells) + ids,
@@ -309,8 +308,7 @@ def _ops(
     """For each part the edit without a place."""
     made = []
     for name in cells.sites:
-        if draw:
-            assert null is not None
+        if null is not None:
             handler = None if op is patch else make_handler(op, name)
             made.append(null_ops(null, draw, model, params, base, mask, origin, table[name], handler))
         elif not _is_live(op, cells, stages):
