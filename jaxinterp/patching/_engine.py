@@ -39,6 +39,8 @@ class Job:
         make_ops: gives for each part of a cell an edit without a place; called when the job runs, and abstractly before.
         metrics: M of them.
         geometry: the rows of the prompts.
+        making: bytes that are held while the edits of the sweep's null distribution are made, besides these edits. The same for
+            its other cells, so that one compiled sweep serves both.
         mesh: devices to share cells ("cells") and prompts ("prompts") among; None: one device.
     """
 
@@ -52,6 +54,7 @@ class Job:
     make_ops: Callable[[Params], tuple[Handler, ...]]
     metrics: tuple[Metric, ...]
     geometry: Geometry
+    making: int = 0
     mesh: Mesh | None = None
 
     @property
@@ -130,6 +133,8 @@ def run_jobs(
             continue
         job = jobs[chunk.job]
         if chunk.job != running:
+            if before is not None:
+                jax.block_until_ready(before[-1])
             arrays, running = None, chunk.job  # what the last job's edits brought goes before the next one's come
             arrays = {**job.readings(), "params": params, "ops": job.edits()}
         where, places = chunk_indices(job, chunk)

@@ -44,7 +44,8 @@ class Plan:
         n_cells: of the sweep.
         chunks: what runs, in order. Cells that provably change nothing are in none: their effect is exactly 0.
         count_flops: gives `flops`, which is counted when it is asked for: () -> (int, int).
-        bytes_base: held throughout: the base run, what the edits bring, and the runtime's own 32 MiB.
+        bytes_base: held throughout: the base run, what the edits bring, what making those of a null distribution takes, and the
+            runtime's own 32 MiB.
         bytes_fixed: of one compiled sweep, whatever its number of cells: a layer's weights, sliced out.
         bytes_chunk: of the cells of the largest chunk.
         budget: bytes that were given or found.

@@ -27,7 +27,7 @@ from jaxinterp.patching._check import (
 from jaxinterp.patching._engine import Job
 from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.patching._null import Null, make_null, null_ops
+from jaxinterp.patching._null import Null, make_null, null_bytes, null_ops
 from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
 from jaxinterp.patching._plan import Costs, Plan, make_chunks
 from jaxinterp.patching._reach import Geometry, Reach, is_local, make_geometry, reach
@@ -130,6 +130,7 @@ def prepare(
     found: list[Reach] = []
     for ids, group in groups:
         stages = tuple(_stage(model, table, name) for name in group.sites)
+        making = null_bytes(chance, [table[name] for name in group.sites])
         for drawn, numbers in rounds:
             geometry = _geometry(model, base, mask, origin, measured, group, stages, op, drawn)
             reached = _reach(model, group, geometry, stages)
@@ -139,7 +140,8 @@ def prepare(
                 jobs.append(
                     Job(
                         model=model, params=params, tokens=base, mask=mask, cells=group, rows=draw * len(cells) + ids,
-                        stages=stages, make_ops=ops, metrics=measured, geometry=geometry, mesh=mesh,
+                        stages=stages, make_ops=ops, metrics=measured, geometry=geometry, making=making,
+                        mesh=mesh,
                     )
                 )  # fmt: skip
                 found.append(reached)
