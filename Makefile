@@ -72,6 +72,7 @@ test: .venv/.ready-test
 	.venv/bin/python -m pytest -m "not parity" -n $(JOBS) $(ARGS)
 
 properties: .venv/.ready-test
+	JAXINTERP_XLA=user .venv/bin/python -m pytest tests/experiments/test_zoo_induction.py $(ARGS)
 	JAXINTERP_EXAMPLES=50 .venv/bin/python -m pytest tests/patching/test_engine.py -n $(JOBS) $(ARGS)
 
 lint: .venv/.ready-lint
@@ -96,7 +97,7 @@ notebooks: .venv/.ready-notebooks
 	.venv/bin/python .ci/notebooks.py $(wildcard colab/*.ipynb)
 
 parity: .venv-parity/.ready
-	.venv-parity/bin/python -m pytest -m parity $(ARGS)
+	JAXINTERP_XLA=user .venv-parity/bin/python -m pytest -m parity $(ARGS)
 
 # Warnings of old releases about one another are not ours to mend.
 lowest: .venv-lowest/.ready

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Any
 from jaxinterp._version import __version__
 
 if TYPE_CHECKING:
-    from jaxinterp import attribution, audit, mesh, models, nn, patching, store, tap, tasks, training, viz, weights, zoo
+    from jaxinterp import (
+        attribution,
+        audit,
+        guests,
+        mesh,
+        models,
+        nn,
+        patching,
+        store,
+        tap,
+        tasks,
+        training,
+        viz,
+        weights,
+        zoo,
+    )
     from jaxinterp._errors import (
         ConfigError,
         DuplicateSiteError,
@@ -49,7 +64,8 @@ if TYPE_CHECKING:
     from jaxinterp.weights import LanguageModel, Tokenizer, load, save
 
 _PACKAGES = (
-    "attribution", "audit", "mesh", "models", "nn", "patching", "store", "tap", "tasks", "training", "viz", "weights", "zoo",
+    "attribution", "audit", "guests", "mesh", "models", "nn", "patching", "store", "tap", "tasks", "training", "viz", "weights",
+    "zoo",
 )  # fmt: skip
 # Where each public name lives; a package is imported when one of its names is first used, so that `import jaxinterp` is cheap.
 _HOMES = {

@@ -17,7 +17,7 @@ def run_two(code, *more):
     environment = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_cpu_use_fusion_emitters=false",
         "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
     }
     start = lambda i: subprocess.Popen(

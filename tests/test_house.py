@@ -9,7 +9,7 @@ import jaxinterp
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = {
     str(path.relative_to(ROOT)): path.read_text()
-    for folder in ("jaxinterp", "tests", "experiments", "colab")
+    for folder in ("jaxinterp", "tests", "experiments", "examples", "colab")
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".py", ".ipynb"} and path != Path(__file__).resolve()
 }

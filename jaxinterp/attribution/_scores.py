@@ -90,7 +90,7 @@ def attribution_patching(
         base: prompts, int32 [B, T].
         source: the prompts that values would be patched from, aligned with `base`.
         metric: what to measure; one, since a backward pass is for one number.
-        sites: one or several (`jaxinterp.sites` lists them), on-demand ones too.
+        sites: one or several (`jaxinterp.sites` lists them), on-demand ones too; results are under our names.
         over: the axes, as in `sweep`. A site has those of them that it has; the score of an axis that is left out is the sum
             over it. None: layer, head and position.
         mask: True at real tokens [B, T], where prompts are padded.
@@ -135,6 +135,7 @@ def attribution_patching(
     names = [sites] if isinstance(sites, str) else list(sites)
     _check_choice(metric, names, audit, keep)
     table = _table(model, params, patching.as_tokens(base, "base"))
+    names = [_own_name(table, name) for name in names]
     shapes = {name: _differentiable(table, name) for name in names}
     axes = axes_for(shapes, DEFAULT_OVER if over is None else over, chosen=over is not None)
     how = dict(base=base, source=source, mask=mask, metric=metric, roles=roles)
@@ -203,6 +204,16 @@ def _exact(model: Any, params: Params, site: str, cells: Sequence[Mapping[str, A
 
 def _table(model: Any, params: Params, tokens: Array) -> SiteTable:
     return sites(model.forward if isinstance(model, Model) else model, params, tokens)
+
+
+def _own_name(table: SiteTable, name: str) -> str:
+    site, layer = table.resolve(name)
+    if layer is not None:
+        raise InputError(
+            f"site {name!r} names layer {layer}; one backward pass gives the scores of all layers. Name all of them: "
+            f"{name.replace(f'.{layer}.', '.*.', 1)!r}, and choose with over={{'layer': [{layer}], ...}}."
+        )
+    return site
 
 
 def _differentiable(table: SiteTable, name: str) -> SiteShape:

@@ -15,6 +15,7 @@ OptionalText = Annotated[str | None, tyro.conf.arg(metavar="TEXT", help_behavior
 OptionalInteger = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")]
+Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")]
 Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: all)")]
 _MODELS = (
     "a checkpoint folder with config.json and safetensors, a hub id (openai-community/gpt2), or a model that comes with "

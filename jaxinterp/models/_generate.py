@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxinterp._errors import InputError
-from jaxinterp._tree import is_traced
-from jaxinterp._typing import Array, Bool, Int, Params, PRNGKeyArray
+from jaxinterp._typing import Array, ArrayLike, Bool, Int, Params, PRNGKeyArray
 from jaxinterp.models._model import Model, check_tokens, token_positions
+from jaxinterp.models._sampling import Sampling, check_sampling
 from jaxinterp.nn import KeyValues
 from jaxinterp.tap import IDENTITY, Tap, take_rows
 
@@ -24,15 +25,22 @@ def generate(
     max_new_tokens: int,
     temperature: float | Array = 0.0,
     key: PRNGKeyArray | None = None,
+    top_k: int | ArrayLike | None = None,
+    top_p: float | int | ArrayLike | None = None,
+    stop: int | Sequence[int] | ArrayLike | None = None,
     mask: Bool[Array, "B T"] | None = None,
     tap: Tap = IDENTITY,
 ) -> Int[Array, "B N"]:
     """Continues prompts, greedily or by sampling.
 
-    The prompt is read once; each step then reads one token, with the keys and values of earlier ones from a cache. Equal to
-    repeated full forwards. Handlers act in both parts: `ji.run(functools.partial(ji.models.generate, model, max_new_tokens=20),
-    ji.zero("attn.z", layer=1, head=2))(params, tokens)`. An edit's positions are absolute, the prompt's rows first. Captures of
-    the prompt are named `prompt/...`; those of the steps have a leading step axis, before L.
+    The prompt is read once and chooses the first new token; then step i reads the i-th new one, from 0, and chooses the next,
+    with the keys and values of earlier ones from a cache. Equal to repeated full forwards. Handlers act in both parts:
+    `ji.run(functools.partial(ji.generate, model, max_new_tokens=20), ji.zero("attn.z", layer=1, head=2))(params, tokens)`.
+
+    An edit's positions are absolute, the prompt's rows first, and its `step` is that of decoding: `position=5` acts wherever
+    position 5 is read, `step=0` where each example's first new token is, `step=slice(3, None)` from the fourth on. The token
+    chosen last is never read. Captures of the prompt are named `prompt/...`; those of the steps have a leading step axis,
+    [steps, L, B, 1, ...], of max_new_tokens - 1 steps.
 
     Args:
         model: with causal attention.
@@ -41,15 +49,31 @@ def generate(
         max_new_tokens: how many tokens to add, static.
         temperature: 0 for the most probable token; else what logits are divided by.
         key: a typed key, needed for sampling and refused without.
+        top_k: sample among this many most probable tokens (and those as probable as the last of them), 1 to V. None: all.
+        top_p: and of those, among the fewest that hold this share of probability at that temperature, in (0, 1]: up to and with
+            the token that reaches it. None: all.
+        stop: ids [n]; behind its first one, an example has nothing but that id. The others go on; what is captured of a
+            finished example in later steps is of those copies.
         mask: True at real tokens, where prompts are padded.
         tap: the tap.
 
     Returns:
-        The prompts and what follows them, int32 [B, T + max_new_tokens]; -1, which is no token, where logits were NaN.
+        The prompts and what follows them, int32 [B, T + max_new_tokens]; -1, which is no token, where logits were NaN or a traced
+        top_k or top_p is out of range.
 
     Raises:
         TokenError: ids out of the vocabulary, or more tokens than the context holds.
-        InputError: a temperature without a key, a key without a temperature, or a model that predicts no next token.
+        InputError: a temperature without a key, a key, top_k or top_p without a temperature, numbers out of range, or a model
+            that predicts no next token.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=16, n_heads=2, d_head=4, d_vocab=11, d_mlp=16)
+        >>> model = ji.Model(config=config)
+        >>> params, prompt = model.init(jax.random.key(0)), jnp.array([[1, 2, 3]])
+        >>> how = dict(temperature=0.8, key=jax.random.key(1), top_k=5, top_p=0.9, stop=[0])
+        >>> ji.generate(model, params, prompt, max_new_tokens=4, **how).shape
+        (1, 7)
     """
     config = model.config
     if config.attention_dir != "causal":
@@ -60,42 +84,25 @@ def generate(
         raise InputError(
             f"generate feeds outputs back as inputs, but d_vocab_out={config.outputs} is not d_vocab={config.d_vocab}."
         )
-    if not is_traced(temperature) and temperature < 0:
-        raise InputError(
-            f"temperature={temperature} is negative; give 0 for greedy generation, or a positive number and a key."
-        )
-    greedy = isinstance(temperature, (int, float)) and temperature == 0
-    if greedy != (key is None):
-        raise InputError(
-            f"temperature={temperature} with{'out' if key is None else ''} a key: sampling needs both (temperature=1.0, "
-            "key=jax.random.key(0)), greedy generation neither."
-        )
+    sampling = Sampling(temperature, key, top_k, top_p, None if stop is None or np.size(stop) == 0 else stop)
+    check_sampling(config.d_vocab, sampling)
     check_tokens(config, tokens, mask, max_new_tokens)
 
-    def choose(logits: Array, step: Any) -> Array:
-        if key is not None:
-            noise = jax.random.gumbel(jax.random.fold_in(key, step), logits.shape)
-            logits = (
-                logits + jnp.asarray(temperature, jnp.float32) * noise
-            )  # its largest is a draw from softmax(logits / temperature)
-        chosen = jnp.argmax(logits, -1).astype(tokens.dtype)
-        return jnp.where(jnp.isnan(logits).any(-1), -1, chosen)
-
     logits, caches, lengths, extent = _prefill(model, params, tokens, mask, max_new_tokens, tap)
-    first = choose(logits, 0)
+    first = sampling.choose(logits, 0).astype(tokens.dtype)
 
     def body(carry: Any, _: Any, *, tap: Tap) -> tuple[Any, Array]:
-        token, caches, count = carry
+        token, done, caches, count = carry
         positions = lengths + count
         tap = tap.at(positions=positions, extent=extent)
         x = model.embed(params, token[:, None], positions=positions, tap=tap)
         x, own = model.layers(params, x, positions=positions, prefixes=caches, tap=tap)
         logits = model.unembed(params, x, tap=tap)[:, 0]
         caches = tuple(_write(c, o, tokens.shape[1] + count) for c, o in zip(caches, own, strict=True))
-        following = choose(logits, count + 1)
-        return (following, caches, count + 1), following
+        following = jnp.where(done, token, sampling.choose(logits, count + 1).astype(token.dtype))
+        return (following, done | sampling.is_stop(following), caches, count + 1), following
 
-    carry = (first, caches, jnp.zeros((), jnp.int32))
+    carry = (first, sampling.is_stop(first), caches, jnp.zeros((), jnp.int32))
     if max_new_tokens == 1:
         return jnp.concatenate([tokens, first[:, None]], 1)
     _, rest = tap.scan(body, carry, None, axis="step", length=max_new_tokens - 1)

@@ -181,6 +181,11 @@ def token_positions(
     return jnp.where(mask, positions, -1)
 
 
+def _is_hidden(x: Any) -> bool:
+    """Whether values cannot be looked at: traced, or in part on devices of another process."""
+    return is_traced(x) or (isinstance(x, jax.Array) and not x.is_fully_addressable)
+
+
 def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None, new: int = 0) -> None:
     """Refuses tokens that the model cannot read.
 
@@ -197,7 +202,7 @@ def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None, new: 
             f"mask is {mask.dtype}{list(mask.shape)}; give booleans of the tokens' shape {list(tokens.shape)}."
         )
     length = tokens.shape[1]
-    if mask is not None and not is_traced(mask) and not np.asarray(mask).any(1).all():
+    if mask is not None and not _is_hidden(mask) and not np.asarray(mask).any(1).all():
         raise TokenError(
             f"examples {np.flatnonzero(~np.asarray(mask).any(1)).tolist()} have no real token: their mask is False throughout."
         )
@@ -210,7 +215,7 @@ def check_tokens(config: TransformerConfig, tokens: Any, mask: Any = None, new: 
             + f" are more than the model's context of {config.n_ctx}. "
             "Shorten the prompt" + (" or generate fewer." if new else ".")
         )
-    if not is_traced(tokens) and not is_traced(mask):
+    if not _is_hidden(tokens) and not _is_hidden(mask):
         ids = np.asarray(tokens)
         wrong = (ids < 0) | (ids >= config.d_vocab)
         wrong = wrong if mask is None else wrong & np.asarray(mask)

@@ -43,12 +43,17 @@ def embed(
     c, table = config, params["embed"]
     x = lookup(table["W_E"], tokens)
     x = x if c.embed_scale == 1.0 else x * jnp.asarray(c.embed_scale, x.dtype)
+    if tap.wants("embed.token"):
+        x = tap("embed.token", x)
     if c.n_token_types is not None:
         x = x + lookup(table["W_token_type"], jnp.zeros_like(tokens) if token_types is None else token_types)
     elif token_types is not None:
         raise InputError("token types were given, but no model of this config has any. Leave token_types out.")
     if c.positional_embedding_type == "standard":
-        x = x + lookup(table["W_pos"], jnp.maximum(positions, 0))
+        where = lookup(table["W_pos"], jnp.maximum(positions, 0))
+        if tap.wants("embed.position"):
+            where = tap("embed.position", jnp.broadcast_to(where, x.shape))
+        x = x + where
     x = x if c.compute_dtype is None else x.astype(c.compute_dtype)
     if c.embed_norm:
         x = normalize(table["ln"], x, norm=c.norm, site="embed.norm_scale", tap=tap)

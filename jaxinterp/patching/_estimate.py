@@ -110,7 +110,7 @@ def count_flops(jobs: Sequence[Job], chunks: Sequence[Chunk]) -> tuple[int, int]
 
 def _suffix_flops(job: Job, base: Any, chunks: list[Chunk]) -> int:
     suffix = chunks[0].suffix
-    where, places = chunk_indices(dataclasses.replace(job, mesh=None), chunks[0])
+    where, places = jax.tree.map(jnp.asarray, chunk_indices(dataclasses.replace(job, mesh=None), chunks[0]))
     n_layers = base.inputs.shape[0] - 1
     rows = suffix.stop - suffix.start
     b, d, c = base.inputs.shape[1], base.inputs.shape[-1], suffix.chunk

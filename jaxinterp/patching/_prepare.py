@@ -27,6 +27,7 @@ from jaxinterp.patching._check import (
 from jaxinterp.patching._engine import Job
 from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
+from jaxinterp.patching._names import in_own_names
 from jaxinterp.patching._null import Null, make_null, null_bytes, null_ops
 from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
 from jaxinterp.patching._plan import Costs, Plan, make_chunks
@@ -246,6 +247,7 @@ def _reach(model: Forward, cells: Cells, geometry: Geometry, stages: tuple[str, 
 
 def _cells(over: Any, site: str | None, table: SiteTable, roles: Any) -> tuple[Cells, list[tuple[np.ndarray, Cells]]]:
     """All cells, for the result's axes, and the groups that one compiled sweep can run."""
+    over, site = in_own_names(over, site, table)
     if not is_list(over):
         if site is None:
             raise InputError("site is missing: name the value to edit, such as 'attn.z' (jaxinterp.sites lists them).")

@@ -34,7 +34,7 @@ JOURNAL = "done.log"
 
 
 class StoreMismatchError(InputError):
-    """A store holds results of another computation than the one that is asked for."""
+    """A store or checkpoint holds something else than what is asked for: another computation's results, another tree."""
 
 
 class ResultStore:

@@ -63,15 +63,19 @@ def edit(
     head: Any = None,
     position: Any = None,
     feature: Any = None,
+    step: Any = None,
 ) -> Handler:
     """Replaces the value of a site by `fn(value)`, or by `fn(value, data)` where data is given.
 
     Args:
-        site: a name or glob.
+        site: a name or glob (or one of TransformerLens's names, see `run`).
         fn: keeps shape and dtype. It is static: jit compiles again for another function, so put what changes into `data`.
         data: a pytree of arrays.
         layer, head, feature: indices at which the new value is taken: int, sequence or array [n], static or traced. None: all.
         position: the same, or [B, n] for positions that differ by example; absolute, from each example's first real token.
+        step: decoding steps of `generate`, as layer, or range(start, stop), or slice(start, None) for all from one on (the ends
+            are data). Step i reads the i-th new token, from 0, and chooses the next one; the prompt, which chooses the first one,
+            is no step, so that with a step the edit does nothing there. None: the prompt and all steps.
 
     Raises:
         SiteIndexError: an index out of range; where the index is traced, the value becomes NaN instead.
@@ -83,7 +87,7 @@ def edit(
         >>> f(jnp.ones((1, 3)))[0]
         Array([[ 1., -1.,  1.]], dtype=float32)
     """
-    where = make_where(layer=layer, head=head, position=position, feature=feature)
+    where = make_where(layer=layer, head=head, position=position, feature=feature, step=step)
     return Handler(sites=(site,), visit=Edit(_Call(fn, data is not None)), data={"where": where, "data": data})
 
 

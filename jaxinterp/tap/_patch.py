@@ -33,7 +33,7 @@ def patch(site: str, value: Any = None, *, per_layer: Any = None, rows: Any = No
         value: broadcastable to the site's value (its shape, a mean over the batch, a scalar).
         per_layer: the same with a leading L axis, as captures have it: layer l gets `per_layer[l]`.
         rows: True at the rows of a whole run, [B, T], that are replaced; the others are left as they are. None: all.
-        **where: `layer`, `head`, `position`, `feature` (see `edit`).
+        **where: `layer`, `head`, `position`, `feature`, `step` (see `edit`).
 
     Example:
         >>> import jax.numpy as jnp, jaxinterp as ji

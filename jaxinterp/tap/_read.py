@@ -69,7 +69,8 @@ def capture(
     """Stores the values of sites; `run` returns them by name, with a leading L axis for sites in layers.
 
     Args:
-        *sites: names or globs. A glob finds the sites that are computed anyway, never on-demand ones.
+        *sites: names or globs (or TransformerLens's names, see `run`). A glob finds the sites that are computed anyway, never
+            on-demand ones.
         layers: keep these layers only, static ints; the capture's leading axis is then as long as they are, in ascending order.
         position: keep these absolute positions only: int, [n] or [B, n]; the position axis becomes n long.
         of: applied to each value before it is stored, so that a reduction is kept instead of the tensor. Static.

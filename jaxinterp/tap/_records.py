@@ -20,11 +20,13 @@ class Place(NamedTuple):
         layers: the layers along its leading axis; None: it has no such axis.
         inside: it was emitted in the body of a loop over layers, for the layer of that iteration.
         keep: with `inside`, the only layers at which it is kept; None: at all.
+        alone: it is of one layer by its name, so that its axis of layers is taken away in the end.
     """
 
     layers: tuple[int, ...] | None = None
     inside: bool = False
     keep: tuple[int, ...] | None = None
+    alone: bool = False
 
 
 class Records:
@@ -34,15 +36,15 @@ class Records:
         self.values: dict[str, list[PyTree]] = {}
         self.places: dict[str, list[Place]] = {}
 
-    def add(self, key: str, value: PyTree, layer: Any, keep: tuple[int, ...] | None) -> None:
-        """One value, from a handler that keeps the layers `keep`."""
+    def add(self, key: str, value: PyTree, layer: Any, keep: tuple[int, ...] | None, alone: bool = False) -> None:
+        """One value, from a handler that keeps the layers `keep`; `alone` as in `Place`."""
         if layer is None:
             self._put(key, value, Place())
         elif isinstance(layer, int):
             if keep is None or layer in keep:
-                self._put(key, jax.tree.map(lambda a: a[None], value), Place(layers=(layer,)))
+                self._put(key, jax.tree.map(lambda a: a[None], value), Place(layers=(layer,), alone=alone))
         else:
-            self._put(key, value, Place(inside=True, keep=keep))
+            self._put(key, value, Place(inside=True, keep=keep, alone=alone))
 
     def _put(self, key: str, value: PyTree, place: Place) -> None:
         taken = self.places.get(key, [])
@@ -74,7 +76,9 @@ class Records:
             if len(pieces) > 1:  # all have layers, else _put had refused
                 order = sorted(range(len(pieces)), key=lambda i: found[i].layers or ())
                 values[key] = jax.tree.map(lambda *a: jnp.concatenate(a), *(pieces[i] for i in order))
-                places[key] = Place(layers=tuple(n for i in order for n in found[i].layers or ()))
+                places[key] = Place(layers=tuple(n for i in order for n in found[i].layers or ()), alone=found[0].alone)
+            if places[key].alone and places[key].layers is not None:
+                values[key], places[key] = jax.tree.map(lambda a: a[0], values[key]), Place()
         return values, places
 
 
@@ -91,11 +95,13 @@ def from_loop(
     """
     records = Records()
     for key, value in whole.items():
-        inside = Place(inside=places[key].inside, keep=places[key].keep)
+        inside = places[key]._replace(layers=None)
         records._put(key, value, inside if layers is None else Place(layers=tuple(layers)))
     for key, value in buffers.items():
         kept = tuple(i for i in places[key].keep or () if i in (layers or ()))
-        records._put(key, jax.tree.map(lambda a: a[:-1], value), Place(layers=kept))
+        alone = places[key].alone
+        if kept or not alone:  # of one layer, which another loop runs over: nothing
+            records._put(key, jax.tree.map(lambda a: a[:-1], value), Place(layers=kept, alone=alone))
     return records
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxinterp._errors import InputError, UnvisitedSiteError, closest
+from jaxinterp._errors import InputError, UnvisitedSiteError
 from jaxinterp._tree import is_traced
 from jaxinterp._typing import PyTree
+from jaxinterp.tap._aliases import Resolved, check_layer, explain, resolve
+from jaxinterp.tap._renamed import any_foreign, joined, renamed
 from jaxinterp.tap._scope import Log, Scope
 from jaxinterp.tap._site import Handler, SiteShape, is_glob, matches
 from jaxinterp.tap._tap import Tap
@@ -23,6 +25,10 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
     Handlers apply from left to right: a capture after an edit sees the edited value. The result can be passed to `jax.jit`,
     `vmap`, `grad`, `jvp`, `checkpoint` and used inside `shard_map`. To change an edit without compiling again, pass the
     handler (a pytree) or its data as an argument of the jitted function.
+
+    TransformerLens's names are taken for sites as well: `blocks.3.attn.hook_z` is `attn.z` in layer 3, and its capture has no
+    axis of layers; `blocks.*.attn.hook_z` is `attn.z`. What was captured is under the name that was written. (To look such names
+    up, `fn` is traced once more.)
 
     Args:
         fn: a function that takes the keyword argument `tap`, such as `model.forward`.
@@ -52,20 +58,28 @@ def run(fn: Callable[..., Any], *handlers: Handler) -> Callable[..., tuple[Any, 
     _check_takes_tap(fn)
 
     def transformed(*args: Any, **kwargs: Any) -> tuple[Any, dict[str, PyTree], tuple[PyTree, ...]]:
-        states: list[PyTree] = [()] * len(handlers)
-        if any(h.init is not None for h in handlers):
-            log = _shapes(fn, handlers, args, kwargs)
-            for i, handler in enumerate(handlers):
-                if handler.init is not None:
-                    specs = [s for s in log.visited.values() if matches(handler.sites, s.name, s.on_demand)]
-                    states[i] = handler.init(specs, handler.data)
-        log = Log()
-        tap, scope = _open(handlers, states, log)
-        out = fn(*args, **kwargs, tap=tap)
-        _check_visited(handlers, log)
-        return out, scope.records.collapse()[0], tuple(scope.states)
+        if not any_foreign(handlers):
+            return _run(fn, handlers, args, kwargs)
+        ours, places = renamed(handlers, _names(fn, args, kwargs))
+        out, acts, states = _run(fn, tuple(ours), args, kwargs)
+        return out, acts, tuple(joined([states[i] for i in at]) for at in places)
 
     return transformed
+
+
+def _run(fn: Callable[..., Any], handlers: tuple[Handler, ...], args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+    states: list[PyTree] = [()] * len(handlers)
+    if any(h.init is not None for h in handlers):
+        log = _shapes(fn, handlers, args, kwargs)
+        for i, handler in enumerate(handlers):
+            if handler.init is not None:
+                specs = [s for s in log.visited.values() if matches(handler.sites, s.name, s.on_demand)]
+                states[i] = handler.init(specs, handler.data)
+    log = Log()
+    tap, scope = _open(handlers, states, log)
+    out = fn(*args, **kwargs, tap=tap)
+    _check_visited(handlers, log)
+    return out, scope.records.collapse()[0], tuple(scope.states)
 
 
 def _check_takes_tap(fn: Callable[..., Any]) -> None:
@@ -83,6 +97,13 @@ def _check_takes_tap(fn: Callable[..., Any]) -> None:
 def _open(handlers: tuple[Handler, ...], states: list[PyTree], log: Log) -> tuple[Tap, Scope]:
     scope = Scope(states, log)
     return Tap(handlers, scope, slices=[None] * len(handlers)), scope
+
+
+def _names(fn: Callable[..., Any], args: Any, kwargs: Any) -> set[str]:
+    """The sites of `fn`, on-demand ones included, by an abstract trace."""
+    log = Log()
+    _abstract(lambda args, kwargs: fn(*args, **kwargs, tap=_open((), [], log)[0]), args, kwargs)
+    return set(log.visited) | log.on_demand
 
 
 def _shapes(fn: Callable[..., Any], handlers: tuple[Handler, ...], args: Any, kwargs: Any) -> Log:
@@ -123,11 +144,12 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
     for i, handler in enumerate(handlers):
         reached = [log.visited[name] for j, name in log.reached if j == i]
         faults += _unvisited_layers(i, handler, log)
+        faults += _unvisited_steps(i, handler, log)
         for pattern in handler.sites:
             seen = any(matches((pattern,), s.name, s.on_demand) for s in reached)
             if not seen:
                 what = "no site matches the glob" if is_glob(pattern) else "the function never visits site"
-                faults.append(f"{what} {pattern!r}. {closest(pattern, known)}")
+                faults.append(f"{what} {pattern!r}. {explain(pattern, known)}")
     if faults:
         raise UnvisitedSiteError(
             " ".join(dict.fromkeys(faults))
@@ -149,8 +171,22 @@ def _unvisited_layers(i: int, handler: Handler, log: Log) -> list[str]:
     return [f"the function never visits layers {missing} of {', '.join(map(repr, handler.sites))}; it visits {found}."]
 
 
+def _unvisited_steps(i: int, handler: Handler, log: Log) -> list[str]:
+    """An edit of decoding steps in a function that has none, or none of that site."""
+    where = handler.data.get("where", {}) if isinstance(handler.data, dict) else {}
+    if i in log.stepped or not any(j == i for j, _ in log.reached) or not {"step", "steps"} & set(where):
+        return []
+    return [
+        f"the function never visits {', '.join(map(repr, handler.sites))} in a decoding step, so step= selects nothing. (The "
+        "prompt is no step: generate with max_new_tokens=n has n - 1 of them, 0 to n - 2.)"
+    ]
+
+
 class SiteTable:
-    """The sites of a function in the order of their visits; prints as a table. Iterates over `SiteShape`s."""
+    """The sites of a function in the order of their visits; prints as a table. Iterates over `SiteShape`s.
+
+    `table[name]` takes TransformerLens's names too; one with a layer's number gives the shape in that layer alone.
+    """
 
     def __init__(self, rows: list[SiteShape]):
         self.rows = rows
@@ -162,10 +198,24 @@ class SiteTable:
         return len(self.rows)
 
     def __getitem__(self, name: str) -> SiteShape:
-        found = [row for row in self.rows if row.name == name]
-        if not found:
-            raise UnvisitedSiteError(f"no site {name!r}. {closest(name, [r.name for r in self.rows])}")
-        return found[0]
+        name, layer = self.resolve(name)
+        row = next(row for row in self.rows if row.name == name)
+        return row if layer is None else row._replace(n_layers=None)
+
+    def resolve(self, name: str) -> Resolved:
+        """Our name for a site, and the layer that TransformerLens's name for it has (`blocks.3.attn.hook_z`), or None.
+
+        Raises:
+            UnvisitedSiteError: it is no site.
+            SiteIndexError: there is no such layer.
+        """
+        rows = {row.name: row for row in self.rows}
+        meaning = Resolved(name, None) if name in rows else resolve(name, rows)
+        if meaning is None:
+            raise UnvisitedSiteError(f"no site {name!r}. {explain(name, rows)}")
+        if meaning.layer is not None:
+            check_layer(name, meaning.layer, rows[meaning.site].n_layers)
+        return meaning
 
     def __str__(self) -> str:
         head = ("site", "axes", "shape", "dtype", "bytes", "computed")

@@ -20,6 +20,7 @@ class Log:
         self.visited: dict[str, SiteShape] = {}
         self.on_demand: set[str] = set()
         self.reached: dict[tuple[int, str], set[int]] = {}  # by (index of the handler, site): at which layers
+        self.stepped: set[int] = set()  # handlers that visited a site in a decoding step
         self.everything, self.types = everything, types
 
 

@@ -22,11 +22,12 @@ class Site(NamedTuple):
             the last axis, under any other letter, holds the features.
         layer: the index of the layer, static or traced; None outside layers.
         n_layers: how many layers there are; None outside layers.
-        step: the index of the decoding step; None outside decoding.
+        step: the index of the decoding step; None outside decoding, and while the prompt is read.
         positions: the absolute positions of the rows that are present, [B or 1, T], counted from each example's first
             real token; -1 marks padding. None: the rows are 0 .. T-1.
         extent: how many positions an example has by the end of the run, an int or [B]; None: as many as there are rows.
         rows: where only some rows of a whole run are present, their indices in it, [B or 1, T]; None: all are, or it is decoding.
+        n_steps: how many decoding steps there are; None outside decoding.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Site(NamedTuple):
     positions: Int[Array, "B T"] | None = None
     extent: int | Int[Array, " B"] | None = None
     rows: Int[Array, "B T"] | None = None
+    n_steps: int | None = None
 
 
 class SiteShape(NamedTuple):

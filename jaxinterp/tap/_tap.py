@@ -14,6 +14,7 @@ from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScop
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._loops import layer_rows, rolled, unrolled
 from jaxinterp.tap._records import Place, Records
+from jaxinterp.tap._renamed import Renamed
 from jaxinterp.tap._scope import Scope
 from jaxinterp.tap._site import Handler, Site, SiteShape, axes_of, matches
 from jaxinterp.tap._where import take_rows
@@ -78,6 +79,8 @@ class Tap:
             handler = self._handlers[i]
             if matches(handler.sites, name, on_demand):
                 scope.log.reached.setdefault((i, name), set()).update(layers)
+                if site.n_steps is not None:
+                    scope.log.stepped.add(i)
                 value = self._visit(i, handler, site, value, scope)
         return value
 
@@ -95,7 +98,10 @@ class Tap:
                 "for example with .astype(value.dtype)."
             )
         if emitted is not None:
-            scope.records.add(self._prefix + handler.prefix + site.name, emitted, site.layer, handler.layers)
+            alias = handler.visit if isinstance(handler.visit, Renamed) else None
+            key = self._prefix + handler.prefix + (site.name if alias is None else alias.name)
+            alone = alias is not None and alias.layer is not None
+            scope.records.add(key, emitted, site.layer, handler.layers, alone)
         return value
 
     def _enter(self, name: str) -> Scope:
@@ -189,7 +195,7 @@ class Tap:
 
         def step(index: Any, carry: Any, states: Any, x: Any, slices: Any) -> tuple[Any, Any, Any, Records]:
             inner = Scope(states, scope.log)
-            place = dict(layer=index, n_layers=depth) if layered else dict(step=index)
+            place = dict(layer=index, n_layers=depth) if layered else dict(step=index, n_steps=n)
             here = dict(slices=slices, covers=layers) if layered else {}
             t = self._replace(scope=inner, site=self._site._replace(**place), prefix="", **here)
             carry, y = body(carry, x, tap=t)

@@ -1,4 +1,4 @@
-"""Which layer, head, position and feature a handler speaks of, as array data."""
+"""Which layer, head, position, feature and decoding step a handler speaks of, as array data."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from jaxinterp._typing import Array, Bool, Float, Int
 from jaxinterp.tap._site import Site
 
 Where = Mapping[str, Any]
-"""Integer arrays under the keys layer, head, position, feature; an absent key means all."""
+"""Integer arrays under the keys layer, head, position, feature, step, and steps (first and behind the last); an absent key means
+all."""
 
 _LETTERS = {"head": "HK", "position": "T"}
+_NO_END = np.iinfo(np.int32).max  # of a range of steps that goes to the last one
 
 
-def make_where(*, layer: Any = None, head: Any = None, position: Any = None, feature: Any = None) -> dict[str, Any]:
+def make_where(
+    *, layer: Any = None, head: Any = None, position: Any = None, feature: Any = None, step: Any = None
+) -> dict[str, Any]:
     """Checks a selection and turns it into arrays.
 
     Args:
         layer, head, feature: an int, a sequence of ints or an int array [n], static or traced; None: all.
         position: the same, or [B, n] for positions that differ by example. Absolute, from each example's first real token.
+        step: as layer, or range(start, stop), or slice(start, stop) whose ends may be traced or None.
 
     Raises:
         SiteIndexError: a negative index whose value is known.
         SiteTypeError: not integers, or too many axes.
     """
-    given = {"layer": layer, "head": head, "position": position, "feature": feature}
+    given = {"layer": layer, "head": head, "position": position, "feature": feature, **_steps(step)}
     where = {}
     for key, value in given.items():
         if value is None:
@@ -51,8 +56,20 @@ def make_where(*, layer: Any = None, head: Any = None, position: Any = None, fea
                 f"{key}={np.asarray(array).tolist()} is negative. Indices count from 0; positions from each example's first "
                 "real token, so that the last of T tokens is T - 1."
             )
+        if key == "steps" and not is_traced(array) and array[0] >= array[1]:
+            raise SiteIndexError(f"step={step!r} selects nothing. Leave the handler out, or give at least one step.")
         where[key] = jnp.asarray(array, jnp.int32) if is_traced(array) else np.asarray(array, np.int32)
     return where
+
+
+def _steps(step: Any) -> dict[str, Any]:
+    """A range of steps as its two ends, so that another range of them compiles nothing; else the steps themselves."""
+    if not isinstance(step, (slice, range)):
+        return {"step": step}
+    if step.step not in (None, 1):
+        raise SiteIndexError(f"step={step!r} leaves steps out: give a list of the steps in its place.")
+    start, stop = (0 if step.start is None else step.start), (_NO_END if step.stop is None else step.stop)
+    return {"steps": _array([start, stop])}
 
 
 def _array(value: Any) -> Any:
@@ -95,8 +112,8 @@ def _masks(where: Where, site: Site, value: Array) -> tuple[Array | None, Array 
         bad = b if bad is None or b is None else bad | b
 
     for key, index in where.items():
-        if key == "layer":
-            also(*_layer_mask(index, site))
+        if key in ("layer", "step", "steps"):
+            also(*(_layer_mask(index, site) if key == "layer" else _step_mask(key, index, site)))
             continue
         axis = axis_of(key, site)
         shape = [1] * value.ndim
@@ -149,6 +166,25 @@ def _layer_mask(index: Any, site: Site) -> tuple[Any, Any]:
         )
     wrong = _out_of_range(index, site.n_layers, "layer", site)
     return (jnp.asarray(site.layer, jnp.int32) == jnp.reshape(index, (-1,))).any(), wrong
+
+
+def _step_mask(key: str, index: Any, site: Site) -> tuple[Any, Any]:
+    """Nothing outside of decoding steps: a prompt is read in none of them."""
+    if site.step is None or site.n_steps is None:
+        return jnp.zeros((), bool), None
+    step = jnp.asarray(site.step, jnp.int32)
+    if key == "step":
+        wrong = _out_of_range(index, site.n_steps, "step", site)
+        return (step == jnp.reshape(index, (-1,))).any(), wrong
+    start, stop = index[0], index[1]
+    beyond = (start >= site.n_steps) | ((stop > site.n_steps) & (stop != _NO_END))
+    if not is_traced(index) and beyond:
+        raise SiteIndexError(
+            f"steps {start} to {'the last' if stop == _NO_END else stop - 1} at site {site.name!r}, which has {site.n_steps} "
+            f"steps: legal are 0 to {site.n_steps - 1} (slice(start, None) goes to the last)."
+        )
+    wrong = (beyond | (start < 0) | (start >= stop)) if is_traced(index) else None
+    return (start <= step) & (step < stop), wrong
 
 
 def _out_of_range(index: Any, size: int, key: str, site: Site) -> Bool[Array, ""] | None:

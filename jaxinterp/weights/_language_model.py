@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ import numpy as np
 
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
+from jaxinterp.mesh import fetch
 from jaxinterp.models import Model, TransformerConfig, check_tokens, generate
 from jaxinterp.tap import Handler, SiteTable, capture, run, sites
-from jaxinterp.weights._arguments import check_sampling, id_array, is_whole
+from jaxinterp.weights._arguments import check_sampling, cut, id_array, is_whole, stops
 from jaxinterp.weights._prediction import PredictedToken, Prediction, top_rows
 from jaxinterp.weights._tokenizer import Tokenizer
 
@@ -150,7 +151,7 @@ class LanguageModel:
             raise InputError(f"predict reads one prompt, and got {tokens.shape[0]}: call it for each.")
         position = self._position(tokens, position)
         logits = _forward(self.model, self.params, tokens, tuple(handlers))[0]
-        last = np.asarray(logits[0, position])
+        last = fetch(logits[0, position])
         if not np.isfinite(last).all():
             raise InputError(
                 f"after {tokens.shape[1]} tokens {np.count_nonzero(~np.isfinite(last))} of {outputs} logits are not finite "
@@ -164,30 +165,35 @@ class LanguageModel:
         )
 
     def generate(
-        self, prompt: Prompt, max_new_tokens: int = 50, *, temperature: float = 0.0, key: PRNGKeyArray | None = None,
-        seed: int | None = None,
-        prepend_bos: bool | None = None, handlers: Sequence[Handler] = (),
+        self, prompt: Prompt, max_new_tokens: int = 50, *, temperature: float = 0.0, top_k: int | None = None,
+        top_p: float | None = None, key: PRNGKeyArray | None = None, seed: int | None = None,
+        stop: str | int | Sequence[str | int] | None = None, prepend_bos: bool | None = None, handlers: Sequence[Handler] = (),
     ) -> str:  # fmt: skip
-        """Continues a prompt, up to the end-of-text token where the model writes one.
+        """Continues a prompt, up to the end-of-text token where the model writes one, or to what `stop` says.
 
         Args:
             prompt: one text, or ids [T] or [1, T].
             max_new_tokens: how many tokens at most.
             temperature: 0 takes the most likely token each time; above, samples.
+            top_k: sample among this many most likely tokens. None: all.
+            top_p: and of those among the fewest that hold this share of the probability, up to 1. None: all.
             key: a typed key for sampling, instead of `seed`.
             seed: of the sampling; None: 0.
+            stop: texts or token ids at which the continuation ends too; what stops it is left out. A text may be several tokens,
+                or part of one.
             prepend_bos: see `encode`.
-            handlers: edits that are active in every step.
+            handlers: edits that are active while the prompt is read and in every step, or at their own `step` or `position`.
 
         Returns:
             The prompt and its continuation.
 
         Raises:
-            TokenError: see `tokens`; more tokens than the context holds.
-            InputError: numbers that are not legal, `seed` or `key` where nothing is sampled, several prompts, logits that
-                are NaN.
+            TokenError: see `tokens`; more tokens than the context holds; ids in `stop` that the model does not have.
+            InputError: numbers that are not legal, `seed`, `key`, `top_k` or `top_p` where nothing is sampled, several prompts,
+                logits that are NaN.
         """
-        check_sampling(max_new_tokens, temperature, key, seed)
+        check_sampling(max_new_tokens, temperature, key, seed, top_k, top_p, self.config.outputs)
+        ends, texts = stops(stop, self.config.outputs)
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(
@@ -196,11 +202,18 @@ class LanguageModel:
         check_tokens(self.config, tokens, new=int(max_new_tokens))
         if temperature > 0 and key is None:
             key = jax.random.key(seed or 0)
-        heat = jnp.float32(temperature) if temperature > 0 else None
-        ids = _generate(self.model, self.params, tokens, int(max_new_tokens), heat, key, tuple(handlers))
+        ends += [] if self._tokenizer.eos_id is None else [self._tokenizer.eos_id]
+        sampling = _Sampling(
+            temperature=jnp.float32(temperature) if temperature > 0 else None,
+            key=key,
+            top_k=None if top_k is None else jnp.int32(top_k),
+            top_p=None if top_p is None else jnp.float32(top_p),
+            stop=jnp.asarray(ends, jnp.int32) if ends else None,
+        )
+        ids = _generate(self.model, self.params, tokens, int(max_new_tokens), sampling, tuple(handlers))
         start = tokens.shape[1]
-        end = self._tokenizer.eos_id
-        return self.decode(ids[: ids.index(end, start)] if end is not None and end in ids[start:] else ids)
+        last = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids))
+        return cut(self.decode(ids[:last]), self.decode(ids[:start]), texts)
 
     def run_with_cache(
         self, prompt: Prompt, *names: str, prepend_bos: bool | None = None, handlers: Sequence[Handler] = ()
@@ -210,7 +223,8 @@ class LanguageModel:
         Args:
             prompt: texts or ids.
             *names: sites to keep, names or globs; none means all that are computed anyway. On-demand sites, such as
-                "attn.pattern", are named.
+                "attn.pattern", are named. TransformerLens's names are taken too: "blocks.3.attn.hook_pattern" (one layer, without
+                an axis of layers), "blocks.*.hook_resid_pre".
             prepend_bos: see `encode`.
             handlers: edits under which the model runs.
 
@@ -302,18 +316,23 @@ def _forward_impl(model: Model, params: Params, tokens: Array, handlers: tuple[H
     return run(model.forward, *handlers)(params, tokens)
 
 
+class _Sampling(NamedTuple):
+    """What of `generate`'s arguments is data."""
+
+    temperature: Array | None
+    key: Any
+    top_k: Array | None
+    top_p: Array | None
+    stop: Array | None
+
+
 def _generate_impl(
-    model: Model,
-    params: Params,
-    tokens: Array,
-    new: int,
-    temperature: Array | None,
-    key: Any,
-    handlers: tuple[Handler, ...],
+    model: Model, params: Params, tokens: Array, new: int, sampling: _Sampling, handlers: tuple[Handler, ...]
 ) -> Array:
+    how: dict[str, Any] = sampling._asdict() | ({"temperature": 0.0} if sampling.temperature is None else {})
+
     def call(params: Params, tokens: Array, *, tap: Any) -> Array:
-        heat = 0.0 if temperature is None else temperature
-        return generate(model, params, tokens, max_new_tokens=new, temperature=heat, key=key, tap=tap)
+        return generate(model, params, tokens, max_new_tokens=new, tap=tap, **how)
 
     return run(call, *handlers)(params, tokens)[0]
 
@@ -330,12 +349,12 @@ def _forward(model: Model, params: Params, tokens: Array, handlers: tuple[Handle
 
 
 def _generate(
-    model: Model, params: Params, tokens: Array, new: int, temperature: Any, key: Any, handlers: tuple[Handler, ...]
+    model: Model, params: Params, tokens: Array, new: int, sampling: _Sampling, handlers: tuple[Handler, ...]
 ) -> list[int]:
     """As `_forward`; the ids, which are all real ones."""
     if handlers:
-        jax.eval_shape(lambda p, t: _generate_impl(model, p, t, new, temperature, key, handlers), params, tokens)
-    ids = np.asarray(_jitted_generate(model, params, tokens, new, temperature, key, handlers)[0]).tolist()
+        jax.eval_shape(lambda p, t: _generate_impl(model, p, t, new, sampling, handlers), params, tokens)
+    ids = fetch(_jitted_generate(model, params, tokens, new, sampling, handlers)[0]).tolist()
     if min(ids) < 0:
         raise InputError(
             f"after {ids.index(-1)} tokens the logits were NaN. Is there NaN in the weights, or in what a handler puts in?"

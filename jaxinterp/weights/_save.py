@@ -41,7 +41,8 @@ def save(
         dtype: of the tensors: float32, bfloat16 or float16, rounding to it; None keeps what the checkpoint had, and
             is an error where that cannot hold the parameters exactly.
         family: None for the layout that it came from (of a model made here: "jaxinterp", our own, which holds every
-            model). A name, "jaxinterp", "gpt2" or "llama", for a new single file of that family.
+            model). A name of `weights.FAMILIES` ("jaxinterp", "gpt2", "llama", ...), for a new single file of that
+            family.
         overwrite: replaces an existing folder, if it is a checkpoint and holds nothing else.
 
     Returns:
@@ -108,6 +109,11 @@ def _checked(lm: LanguageModel, dtype: np.dtype | None) -> dict[str, np.ndarray]
         )
     shapes = flatten(Model(config=lm.config).param_shapes())
     flat = flatten(lm.params)
+    if not all(getattr(leaf, "is_fully_addressable", True) for leaf in flat.values()):
+        raise InputError(
+            "These parameters lie over several processes, and a checkpoint folder is written by one that has all of them. Keep "
+            "them by jaxinterp.store.save_tree(lm.params, folder), which each process calls."
+        )
     faults = [f"{path} is missing" for path in shapes if path not in flat]
     faults += [f"{path} is not of this model" for path in flat if path not in shapes]
     faults += [

@@ -62,6 +62,17 @@ def test_generate_greedy_and_sampled(cli, stories, lm):
     assert "is prepended" in cli("generate", "One day, Tim", "--max-new-tokens", 8, "--model", stories).out
 
 
+def test_generate_among_few_tokens_up_to_a_text(cli, stories, lm):
+    how = "generate", "One day, Tim", "--max-new-tokens", 8, "--model", stories, "--json"
+    greedy = lm.generate("One day, Tim", 8)
+    few = cli(*how, "--temperature", 2.0, "--top-k", 1, "--top-p", 0.9).json()
+    assert few["text"] == greedy and few["top_k"] == 1 and few["top_p"] == 0.9
+    end = greedy[-4:]
+    done = cli(*how, "--stop", end, "nowhere").json()
+    assert done["text"] == lm.generate("One day, Tim", 8, stop=[end, "nowhere"]) and done["stop"] == [end, "nowhere"]
+    assert len(done["text"]) < len(greedy)
+
+
 def test_sites_lists_what_the_api_lists(cli, stories, lm):
     result = cli("sites", "--model", stories, "--prompt", "Once upon a time", "--json").json()
     table = lm.sites("Once upon a time")

@@ -135,6 +135,26 @@ def scaled(params: Any, segment_key: str) -> Any:
     return {**params, "blocks": (block,)}
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("case", [case for case in ONE_OF_EACH if case in CAUSAL])
+def test_generation_of_mixed_lengths_is_repeated_full_forwards(case, side, root):
+    _, folder = folder_of(case, 0, root)
+    lm = ji.load(folder, tokenizer=None)
+    tokens, lengths = some_tokens(lm, 20)[:, :9], (9, 5)
+    mask = np.arange(9)[None] < np.array(lengths)[:, None]
+    real = [tokens[i, :n] for i, n in enumerate(lengths)]
+    padded = np.zeros((2, 9), np.int32)
+    mask = mask[:, ::-1] if side == "left" else mask
+    for row, m, ids in zip(padded, mask, real, strict=True):
+        row[m] = ids
+    made = generate(lm.model, lm.params, jnp.asarray(padded), max_new_tokens=NEW, mask=jnp.asarray(mask))
+    forward = jax.jit(lm.model.forward)
+    for ids, new in zip(real, np.asarray(made)[:, 9:], strict=True):
+        whole = np.concatenate([ids, new])[None]
+        logits = np.asarray(forward(lm.params, jnp.asarray(whole)))[0]
+        assert np.argmax(logits[len(ids) - 1 : -1], -1).tolist() == new.tolist()
+
+
 def config(**changes: Any) -> Any:
     return lambda c: dataclasses.replace(c, **{k: v(c) if callable(v) else v for k, v in changes.items()})
 

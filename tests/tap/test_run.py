@@ -158,12 +158,12 @@ def test_the_table_of_sites(tiny, count_compiles):
     with count_compiles() as compiles:
         table = ji.sites(tiny.forward, *shapes)
     assert compiles.names == []
-    assert len(table) == len(list(table)) == 27
+    assert len(table) == len(list(table)) == 29
     z = table["attn.z"]
     assert (z.axes, z.stacked_shape, z.bytes, z.on_demand) == ("BTHE", (3, 2, 6, 4, 4), 3 * 2 * 6 * 16 * 4, False)
     assert table["attn.pattern"].on_demand
     lines = str(table).splitlines()
-    assert lines[0].split() == ["site", "axes", "shape", "dtype", "bytes", "computed"] and len(lines) == 29
+    assert lines[0].split() == ["site", "axes", "shape", "dtype", "bytes", "computed"] and len(lines) == 31
     assert any(line.split() == ["attn.k", "LBTKE", "(3,2,6,2,4)", "float32", "1,152", "always"] for line in lines)
     with pytest.raises(ji.UnvisitedSiteError, match=r"attn\.z"):
         table["attn.zz"]

@@ -262,4 +262,12 @@ def test_a_bidirectional_model_predicts_at_its_mask(tmp_path):
 def test_compute_dtype_is_not_part_of_a_checkpoint(tmp_path):
     lm = model_of("llama")
     half = dataclasses.replace(lm, model=Model(config=dataclasses.replace(lm.config, compute_dtype="bfloat16")))
-    assert ji.load(ji.save(half, tmp_path / "m", family="llama"), tokenizer=None).config.compute_dtype is None
+    folder = ji.save(half, tmp_path / "m", family="llama")
+    assert ji.load(folder, tokenizer=None).config.compute_dtype is None
+    back = ji.load(folder, tokenizer=None, compute_dtype="bfloat16")
+    assert back.config.compute_dtype == "bfloat16" and back.params["embed"]["W_E"].dtype == "float32"
+    logits, acts = back.run_with_cache([1, 2, 3], "resid_post", "final.in")
+    assert (logits.dtype, acts["resid_post"].dtype) == ("float32", "bfloat16")
+    ji.save(back, tmp_path / "again")
+    with pytest.raises(ji.InputError, match="dtype = 'float64' is not legal"):
+        ji.load(folder, tokenizer=None, compute_dtype="float64")

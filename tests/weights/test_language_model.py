@@ -67,12 +67,20 @@ def test_sampling_follows_the_seed(lm):
         (dict(max_new_tokens=0), "max_new_tokens = 0 is not legal"),
         (dict(max_new_tokens=2.0), "max_new_tokens = 2.0 is not legal"),
         (dict(max_new_tokens="3"), "max_new_tokens = '3' is not legal"),
+        (dict(top_k=5), "top_k = 5 does nothing with temperature = 0"),
+        (dict(top_k=5, top_p=0.5), "top_k = 5 and top_p = 0.5 do nothing"),
+        (dict(temperature=1.0, top_k=0), "top_k = 0 is not legal"),
+        (dict(temperature=1.0, top_k=513), "top_k = 513 is not legal.*512"),
+        (dict(temperature=1.0, top_k=2.0), "top_k = 2.0 is not legal"),
+        (dict(temperature=1.0, top_p=0), "top_p = 0 is not legal"),
+        (dict(temperature=1.0, top_p=1.01), "top_p = 1.01 is not legal"),
+        (dict(temperature=1.0, top_p="most"), "top_p = 'most' is not legal"),
     ],
 )
 def test_settings_of_generation_that_are_refused(lm, how, message):
     given = {"max_new_tokens": 3, "temperature": 0.0, "key": None, "seed": None} | how
     with pytest.raises(InputError, match=message):
-        check_sampling(**given)
+        check_sampling(**given, d_vocab=512)
     with pytest.raises(InputError, match=message):
         untyped("generate")(lm, START, **given)
 
@@ -102,6 +110,30 @@ def test_generation_ends_at_the_end_token(lm, golden):
     sixth = golden["ids"][8]
     short = dataclasses.replace(lm, tokenizer=dataclasses.replace(lm.tokenizer, eos_id=sixth))
     assert short.generate(START, 20) == lm.decode(golden["ids"][:8])
+
+
+def test_generation_ends_at_stop_texts_and_ids(lm, golden):
+    text, ids = lm.generate(START, 20), golden["ids"]
+    end = len(lm.decode(ids[:12]))
+    assert (
+        lm.generate(START, 20, stop=text[end - 1 : end + 2]) == text[: text.index(text[end - 1 : end + 2], len(START))]
+    )
+    assert lm.generate(START, 20, stop=["Once", "nowhere"]) == text  # the prompt's own do not count
+    assert lm.generate(START, 20, stop=[ids[9], ids[8]]) == lm.decode(ids[:8])
+    assert (
+        lm.generate(START, 20, stop=[ids[12], text[end - 2 : end]])
+        == text[: text.index(text[end - 2 : end], len(START))]
+    )
+    for wrong, kind in (([""], InputError), ([2.5], InputError), (512, TokenError), ([-1], TokenError)):
+        with pytest.raises(kind, match="stop has"):
+            untyped("generate")(lm, START, 3, stop=wrong)
+
+
+def test_sampling_among_few(lm):
+    greedy = lm.generate(START, 10)
+    assert lm.generate(START, 10, temperature=2.0, top_k=1) == greedy
+    assert lm.generate(START, 10, temperature=2.0, top_p=1e-4) == greedy
+    assert lm.generate(START, 10, temperature=2.0, top_p=1.0) == lm.generate(START, 10, temperature=2.0)
 
 
 def test_edits_are_active_in_generation(lm):
