@@ -133,9 +133,9 @@ def run_jobs(
             continue
         job = jobs[chunk.job]
         if chunk.job != running:
-            if before is not None:
+            if before is not None:  # what the last job's edits brought goes before the next one's come
                 jax.block_until_ready(before[-1])
-            arrays, running = None, chunk.job  # what the last job's edits brought goes before the next one's come
+            arrays, running = None, chunk.job
             arrays = {**job.readings(), "params": params, "ops": job.edits()}
         where, places = chunk_indices(job, chunk)
         if before is not None:  # one chunk at a time: two would take the memory of two
