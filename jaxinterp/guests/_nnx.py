@@ -63,7 +63,8 @@ def from_nnx(
         raise InputError(
             f"from_nnx got {type(module).__name__}; give a module of flax.nnx (one of flax.linen has to be ported first)."
         )
-    paths = {path for path, node in nnx.iter_modules(module) if path and not isinstance(node, nnx.List | nnx.Dict)}
+    nodes = ((path, node) for path, node in nnx.iter_graph(module) if path and isinstance(node, nnx.Module))
+    paths = {path for path, node in nodes if not isinstance(node, nnx.List | nnx.Dict)}
     hooks = collect(functools.partial(_find, paths), inputs, outputs)
     _refuse_unnamed(axes, {*inputs.values(), *outputs.values()})
     graph, params = nnx.split(module)

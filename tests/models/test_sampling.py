@@ -17,7 +17,7 @@ def kept_by_numpy(row, temperature, top_k, top_p):
     """One token after the other, most probable first."""
     order = sorted(range(V), key=lambda i: -row[i])
     order = order[: V if top_k is None else top_k]
-    p = np.exp(np.float64(row[order]) / temperature - np.max(np.float64(row)) / temperature)
+    p = np.exp((row[order].astype(np.float64) - row.max()) / temperature)
     p /= p.sum()
     kept, total = set(), 0.0
     for i, share in zip(order, p, strict=True):
