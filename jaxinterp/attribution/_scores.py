@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,8 +16,7 @@ from jaxinterp._errors import InputError, SiteTypeError
 from jaxinterp._typing import Array, ArrayLike, Params
 from jaxinterp.attribution._audit import Audit, make_audit
 from jaxinterp.attribution._cells import axes_for, check_single, gather
-from jaxinterp.attribution._dataset import bos, dataset, texts_of
-from jaxinterp.attribution._products import check_finite, checked, products
+from jaxinterp.attribution._products import products
 from jaxinterp.attribution._saturation import has_scores, saturation, warn_if_saturated
 from jaxinterp.models import Model
 from jaxinterp.tap import SiteShape, SiteTable, sites
@@ -108,7 +108,7 @@ def attribution_patching(
         score: the estimate of the effect, in the metric's unit, the mean over prompts that have the place;
         normalized: score / (source - base) of the means, comparable with `sweep`'s normalized effect;
         base, source: the metric of the two runs;
-        score_by_prompt [..., prompt], as asked by `keep`.
+        score_by_prompt, base_by_prompt, source_by_prompt [..., prompt], as asked by `keep`.
         Rename to plot: `viz.plot(result["attn.z"].rename(score="effect"))`.
 
     Raises:
@@ -133,45 +133,68 @@ def attribution_patching(
     equation 1.
     """
     names = [sites] if isinstance(sites, str) else list(sites)
-    base, source, mask = checked(model, base, source, mask, metric, names, audit, keep)
-    table = _table(model, params, base)
+    _check_choice(metric, names, audit, keep)
+    table = _table(model, params, patching.as_tokens(base, "base"))
     names = [_own_name(table, name) for name in names]
     shapes = {name: _differentiable(table, name) for name in names}
     axes = axes_for(shapes, DEFAULT_OVER if over is None else over, chosen=over is not None)
-    cells = {name: patching.make_cells(axes[name], shape=shapes[name], roles=roles) for name in names}
+    how = dict(base=base, source=source, mask=mask, metric=metric, roles=roles)
+    todo = {name: patching.prepare(model, params, site=name, over=axes[name], **how) for name in names}
     for name in names if audit else ():
-        check_single(cells[name], audit)
-    letters = tuple((name, ("L" if s.n_layers is not None else "") + s.axes) for name, s in shapes.items())
-    kept = tuple((name, _kept(shapes[name], axes[name])) for name in names)
-    values, found = products(model, params, base, source, mask, metric, letters, kept)
-    values = {what: np.asarray(v) for what, v in values.items()}
-    check_finite(values, metric)
-    real = np.ones(base.shape, bool) if mask is None else np.asarray(mask)
-    about = {**(provenance or {}), **bos(tokenizer, base, real)}
-    scores = {}
-    for name in names:
-        by_prompt = gather(np.asarray(found[name]), dict(kept)[name], cells[name], real)
-        scores[name] = dataset(
-            name, cells[name], by_prompt, values, metric, keep, texts_of(tokenizer, base, real, cells[name]), about
-        )
+        check_single(todo[name].cells, audit)
+    values, found = _run(model, params, todo, shapes, axes)
+    scores = {
+        name: patching.named_result(
+            todo[name], gather(found[name], todo[name])[:, None], base=values[:1], source=values[1:], site=name,
+            op="attribution patching", over=axes[name], keep=keep, tokenizer=tokenizer, provenance=provenance,
+        ).rename({"effect": "score", **({"effect_by_prompt": "score_by_prompt"} if "prompts" in keep else {})})
+        for name in names
+    }  # fmt: skip
     sharp = None
     if has_scores(table):
-        sharp = saturation(model, params, base, mask=mask)
+        sharp = saturation(model, params, todo[names[0]].base, mask=todo[names[0]].mask)
         warn_if_saturated(sharp, stacklevel=3)
-    exact = functools.partial(
-        _exact,
-        model,
-        params,
-        base=base,
-        source=source,
-        mask=mask,
-        metric=metric,
-        roles=roles,
-        memory=memory,
-        progress=progress,
-    )
+    exact = functools.partial(_exact, model, params, **how, memory=memory, progress=progress)
     audits = {name: make_audit(name, scores[name], audit, seed, exact) for name in names} if audit else {}
     return Attribution(scores=scores, audits=audits, saturation=sharp)
+
+
+def _check_choice(metric: Any, names: Sequence[str], audit: int, keep: Sequence[str]) -> None:
+    if not isinstance(metric, patching.Metric):
+        raise InputError(
+            f"metric={metric!r}: give one metric, such as jaxinterp.patching.logit_difference(correct, wrong, position). "
+            "A backward pass is for one number; call again for another."
+        )
+    faults = [f"sites={names}: name each site once, and at least one"] * (not names or len(set(names)) != len(names))
+    faults += [f"audit={audit}: give the number of cells to sample, or 0"] * (audit < 0)
+    faults += [f"keep={tuple(keep)}: legal is 'prompts'"] * bool(set(keep) - {"prompts"})
+    if faults:
+        raise InputError("; ".join(faults) + ".")
+
+
+def _run(
+    model: Any,
+    params: Params,
+    todo: Mapping[str, patching.Prepared],
+    shapes: Mapping[str, SiteShape],
+    axes: Mapping[str, Mapping[str, Any]],
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The metric of base and source [2, B], and the products of each site along its axes."""
+    first, *_ = todo.values()
+    assert first.source is not None
+    # The job that reads all tokens, if some site needs them (the logits themselves).
+    job = min((one.jobs[0] for one in todo.values()), key=lambda job: job.is_narrow)
+    letters = tuple((name, ("L" if shape.n_layers is not None else "") + shape.axes) for name, shape in shapes.items())
+    kept = tuple(
+        (name, "B" + "".join(str(patching.axis_letter(axis, shapes[name])) for axis in axes[name])) for name in todo
+    )
+    found = products(
+        model, params, job.tokens, first.source.tokens, job.mask, job.readings(), letters, kept, job.is_narrow
+    )
+    values, by_site = jax.tree.map(np.asarray, found)
+    for what, value in zip(("base", "source"), values, strict=True):
+        patching.check_finite(value[None], first.metrics, what)
+    return values, by_site
 
 
 def _exact(model: Any, params: Params, site: str, cells: Sequence[Mapping[str, Any]], **how: Any) -> np.ndarray:
@@ -201,15 +224,3 @@ def _differentiable(table: SiteTable, name: str) -> SiteShape:
             "(an axis B)."
         )
     return shape
-
-
-def _kept(shape: SiteShape, axes: Mapping[str, Any]) -> str:
-    """The letters of what stays: B, then those that the axes index, in the order of the axes."""
-    at = {
-        "layer": "L",
-        "head": next((a for a in shape.axes if a in "HK"), ""),
-        "position": "T",
-        "role": "T",
-        "feature": shape.axes[-1],
-    }
-    return "B" + "".join(at[axis] for axis in axes)

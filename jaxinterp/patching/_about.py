@@ -13,6 +13,7 @@ from jaxinterp.patching._prepare import Prepared
 
 
 def op_name(op: Any) -> str:
+    """What a result calls an op: the name of its function, or of the one that a partial is of."""
     return getattr(op, "__name__", None) or getattr(getattr(op, "func", None), "__name__", repr(op))
 
 

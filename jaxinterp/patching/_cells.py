@@ -49,7 +49,22 @@ class Cells:
 
 
 def parse_over(over: Any) -> dict[str, Any]:
-    """`over` as a mapping from axis to its values, None for all."""
+    """The axes of cells that `over` names, with their values.
+
+    Args:
+        over: "layer,head", a list of axes, or a mapping from axis to the values wanted.
+
+    Returns:
+        Values by axis, in the order given; None for all.
+
+    Raises:
+        InputError: an axis that is not one of `AXES`, no axis, or both position and role.
+
+    Example:
+        >>> import jaxinterp as ji
+        >>> ji.patching.parse_over("layer, head")
+        {'layer': None, 'head': None}
+    """
     if isinstance(over, str):
         over = [name.strip() for name in over.split(",") if name.strip()]
     axes = dict(over) if isinstance(over, Mapping) else dict.fromkeys(over)
@@ -223,19 +238,38 @@ def _role_blocks(wanted: Any, shape: SiteShape, roles: Mapping[str, Any] | None)
     return blocks
 
 
+def axis_letter(axis: str, shape: SiteShape) -> str | None:
+    """Which of a site's axes an axis of cells indexes.
+
+    Args:
+        axis: one of `AXES`.
+        shape: of the site, from `jaxinterp.sites`.
+
+    Returns:
+        The letter, "L" for layers; None where the site has no such axis.
+
+    Example:
+        >>> import jax, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=8, n_heads=2, d_head=4, d_vocab=5, d_mlp=8)
+        >>> model = ji.Model(config=config)
+        >>> table = ji.sites(model.forward, model.param_shapes(), jax.numpy.ones((1, 3), "int32"))
+        >>> [ji.patching.axis_letter(axis, table["attn.k"]) for axis in ji.patching.AXES]
+        ['L', 'K', 'T', 'T', 'E']
+        >>> [ji.patching.axis_letter(axis, table["embed"]) for axis in ("layer", "head")]
+        [None, None]
+    """
+    if axis == "layer":
+        return None if shape.n_layers is None else "L"
+    if axis == "feature":
+        last = shape.axes[-1:]
+        return None if last in "BTSHK" else last
+    return next((letter for letter in ("HK" if axis == "head" else "T") if letter in shape.axes), None)
+
+
 def axis_size(axis: str, shape: SiteShape) -> int:
     """How many layers, heads, positions or features a site has."""
-    if axis == "layer":
-        if shape.n_layers is None:
-            raise InputError(f"site {shape.name!r} is in no layer; leave layer out of over.")
-        return shape.n_layers
-    letters = {"head": "HK", "position": "T"}.get(axis)
-    if letters is None:
-        found = [len(shape.axes) - 1] if shape.axes[-1] not in "BTSHK" else []
-    else:
-        found = [shape.axes.index(a) for a in letters if a in shape.axes]
-    if not found:
-        raise InputError(
-            f"site {shape.name!r} has axes {shape.axes!r} and so no {axis}; leave it out of over, or choose another site."
-        )
-    return shape.shape[found[0]]
+    letter = axis_letter(axis, shape)
+    if letter is None:
+        where = "is in no layer" if axis == "layer" else f"has axes {shape.axes!r} and so no {axis}"
+        raise InputError(f"site {shape.name!r} {where}; leave {axis} out of over, or choose another site.")
+    return shape.n_layers if axis == "layer" else shape.shape[shape.axes.index(letter)]  # type: ignore[return-value]

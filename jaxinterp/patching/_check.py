@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def differing_rows(base: Array, mask: Any, origin: Source | None) -> np.ndarray:
 
 
 def make_source(model: Forward, base: Array, mask: Any, source: Any, source_mask: Any, positions: Any) -> Source | None:
+    """The prompts to patch from, aligned with the base's row by row or by a map of positions; None where there are none."""
     if source is None:
         if positions is not None or source_mask is not None:
             raise InputError("positions= and source_mask= speak of the source prompts; give source= too.")
@@ -120,7 +121,14 @@ def check_mesh(mesh: Any, base: Array) -> None:
         )
 
 
+def check_keep(keep: Sequence[str]) -> None:
+    """Refuses to keep what a sweep does not have."""
+    if set(keep) - {"prompts", "interval", "logits"}:
+        raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
+
+
 def named_metrics(metric: Any) -> dict[str, Metric]:
+    """Metrics by name, of one or of a mapping; one alone has its own name."""
     metrics = (
         {metric.name: metric} if isinstance(metric, Metric) else dict(metric) if isinstance(metric, Mapping) else {}
     )
@@ -150,7 +158,23 @@ def check_metrics(model: Forward, base: Array, mask: Any, metrics: Mapping[str, 
 
 
 def as_tokens(tokens: Any, what: str) -> Array:
-    """Token ids as an array [B, T]."""
+    """Token ids as an array.
+
+    Args:
+        tokens: an array or nested lists of integers.
+        what: its name, for the message.
+
+    Returns:
+        Ids [B, T].
+
+    Raises:
+        InputError: texts, ragged lists, other shapes or dtypes; the message says how to encode and pad.
+
+    Example:
+        >>> import jaxinterp as ji
+        >>> ji.patching.as_tokens([[1, 2, 3]], "base").shape
+        (1, 3)
+    """
     array = (
         tokens if hasattr(tokens, "dtype") else np.asarray(tokens, dtype=None if _is_rectangular(tokens) else object)
     )

@@ -39,6 +39,8 @@ class Job:
         make_ops: gives for each part of a cell an edit without a place; called when the job runs, and abstractly before.
         metrics: M of them.
         geometry: the rows of the prompts.
+        making: bytes that are held while the edits of the sweep's null distribution are made, besides these edits. The same for
+            its other cells, so that one compiled sweep serves both.
         mesh: devices to share cells ("cells") and prompts ("prompts") among; None: one device.
     """
 
@@ -52,6 +54,7 @@ class Job:
     make_ops: Callable[[Params], tuple[Handler, ...]]
     metrics: tuple[Metric, ...]
     geometry: Geometry
+    making: int = 0
     mesh: Mesh | None = None
 
     @property
@@ -130,7 +133,9 @@ def run_jobs(
             continue
         job = jobs[chunk.job]
         if chunk.job != running:
-            arrays, running = None, chunk.job  # what the last job's edits brought goes before the next one's come
+            if before is not None:  # what the last job's edits brought goes before the next one's come
+                jax.block_until_ready(before[-1])
+            arrays, running = None, chunk.job
             arrays = {**job.readings(), "params": params, "ops": job.edits()}
         where, places = chunk_indices(job, chunk)
         if before is not None:  # one chunk at a time: two would take the memory of two
@@ -211,13 +216,23 @@ def _rows_read(work: Work) -> Array:
 def measure(
     logits: Array, metrics: Sequence[Metric], columns: Sequence[Array], narrow: bool
 ) -> tuple[Float[Array, "M B"], list[Array]]:
-    """The metrics of the logits [B, U, n] of the rows that are read, and what each of them reads, [B, P, tokens].
+    """The metrics of the logits of the rows that are read.
 
     Args:
-        logits: of all tokens, or of the metrics' tokens in turn.
+        logits: [B, U, n], of all tokens, or of the metrics' tokens in turn.
         metrics: M of them.
         columns: for each metric [B, P], where its positions are among the rows.
         narrow: whether only the metrics' tokens are there.
+
+    Returns:
+        The metrics [M, B], and the logits that each of them reads, [B, P, tokens].
+
+    Example:
+        >>> import jax.numpy as jnp, jaxinterp as ji
+        >>> metric = ji.patching.logit_difference([2], [0], [5])
+        >>> logits = jnp.array([[[1.0, 0.0, 4.0]]])  # of position 5, the only row
+        >>> ji.patching.measure(logits, [metric], [jnp.array([[0]])], narrow=False)[0].tolist()
+        [[3.0]]
     """
     out, first = [], 0
     for metric, column in zip(metrics, columns, strict=True):

@@ -48,7 +48,7 @@ def job_costs(job: Job, stop: int, memory: int | None) -> Costs:
         fixed, weights, row, by_rows = 0, 0, 0.0, lambda rows: whole
     budget = default_budget() if memory is None else memory
     return Costs(
-        base=held // deep + _RUNTIME,
+        base=held // deep + job.making + _RUNTIME,  # edits are made on one device, and then shared
         fixed=fixed,
         cell=by_rows,
         row=row,

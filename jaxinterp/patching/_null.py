@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -94,8 +96,22 @@ def null_ops(
     real = resolve(model, params, base, mask, origin, shape, op)
     target = real.data["value"] if shape.n_layers is None else real.per_layer
     key = jax.random.fold_in(jax.random.key(null.seed), draw)
-    values = _turned(own, target, jax.random.fold_in(key, sum(map(ord, shape.name))))
+    values = _turned(own, target, jax.random.fold_in(key, zlib.crc32(shape.name.encode())))
     return bring(shape, values, real.data.get("rows"))
+
+
+_TURNING = 20
+"""Bytes that `_turned` takes for each number besides its result: own and target, and float32 temporaries (more of these where own
+and target are of half the length). From XLA, on a CPU."""
+
+
+def null_bytes(null: Null | None, shapes: Sequence[SiteShape]) -> int:
+    """What `null_ops` holds besides its result, one site after another."""
+    if null is None:
+        return 0
+    if null.kind == "prompts":
+        return max(shape.bytes for shape in shapes)
+    return max(_TURNING * (shape.bytes // np.dtype(shape.dtype).itemsize) for shape in shapes)
 
 
 @jax.jit

@@ -14,14 +14,14 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, ArrayLike, Params
 from jaxinterp.models import Model
-from jaxinterp.patching._about import bar, bos_facts, token_texts
-from jaxinterp.patching._cells import coordinates, is_list
+from jaxinterp.patching._about import bar
+from jaxinterp.patching._check import check_keep
 from jaxinterp.patching._costs import default_budget, tree_bytes
 from jaxinterp.patching._engine import Job, measure
 from jaxinterp.patching._prepare import Prepared, prepare
 from jaxinterp.patching._reach import Reach
 from jaxinterp.patching._receivers import Receivers, describe, make_receivers
-from jaxinterp.patching._result import dataset
+from jaxinterp.patching._result import named_result
 from jaxinterp.patching._run import Ends, check_finite, measure_ends
 from jaxinterp.tap import Handler, capture, patch, place, run, sites
 
@@ -113,7 +113,8 @@ def path_patch(
     Source: Wang et al. 2022 (arXiv 2211.00593), appendix B, for "recomputed"; Miller et al. 2024 (arXiv 2407.08734) for edges
     with everything else frozen.
     """
-    _check_form(model, form, keep)
+    _check_form(model, form)
+    check_keep(keep)
     goal = make_receivers(receivers, config=model.config)
     named = describe(goal)
     if goal.logits and goal.chosen:
@@ -124,22 +125,20 @@ def path_patch(
         )
         goal = Receivers(chosen={}, logits=True)
     todo = prepare(
-        model, params, base=base, source=source, site=senders, over=over, metric=metric, op=patch, mask=mask,
-        source_mask=source_mask, positions=positions, roles=roles, null=None, mesh=None,
+        model, params, base=base, source=source, site=senders, over=over, metric=metric, mask=mask,
+        source_mask=source_mask, positions=positions, roles=roles,
     )  # fmt: skip
     _check_senders(todo)
     ends = measure_ends(todo)
     values, logits = _run_paths(todo, ends, goal, form == "frozen", "logits" in keep, memory, progress)
     check_finite(np.where(todo.there[:, None], values, 0.0), todo.metrics, "patched")
-    about = {
-        "site": senders, "op": "path_patch", "receivers": named, "form": form,
-        **(provenance or {}), **bos_facts(tokenizer, todo.base, todo.mask),
-    }  # fmt: skip
-    listed = coordinates(over, senders) if is_list(over) else {}
-    return dataset(todo, values, logits, ends, keep, token_texts(tokenizer, todo), listed, about, seed)
+    return named_result(
+        todo, values - ends.base, base=ends.base, source=ends.source, site=senders, op="path_patch", over=over, keep=keep,
+        logits=logits, tokenizer=tokenizer, provenance=provenance, seed=seed, more={"receivers": named, "form": form},
+    )  # fmt: skip
 
 
-def _check_form(model: Any, form: str, keep: Sequence[str]) -> None:
+def _check_form(model: Any, form: str) -> None:
     if not isinstance(model, Model):
         raise InputError(
             f"path_patch got {type(model).__name__} as model; it needs a jaxinterp Model, whose heads and MLPs it can freeze."
@@ -151,8 +150,6 @@ def _check_form(model: Any, form: str, keep: Sequence[str]) -> None:
             "form='frozen' says that an input is the base run's plus the sender's change; this model normalizes the residual "
             "stream after each sum (norm_position='post'), where no such sum exists. Take form='recomputed'."
         )
-    if set(keep) - {"prompts", "interval", "logits"}:
-        raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
 
 
 def _check_senders(todo: Prepared) -> None:
@@ -227,10 +224,7 @@ def _run_paths(
         for job, reaches in zip(todo.jobs, live, strict=True):
             assert isinstance(job.model, Model)
             held = _base_run(job.model, job.params, job.tokens, job.mask, frozen, receivers.logits)
-            ops = job.make_ops(job.params)
-            reading = dict(
-                metrics=job.metrics, reads=job.geometry.reads, answers=job.answers, columns=job.geometry.columns
-            )
+            ops, reading = job.make_ops(job.params), job.readings()
             chunk = _chunk_size(job, receivers, tree_bytes((held, ops)), memory)
             running = np.flatnonzero(reaches.any(1))
             for start in range(0, len(running), chunk):

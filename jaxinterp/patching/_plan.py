@@ -43,8 +43,9 @@ class Plan:
     Attributes:
         n_cells: of the sweep.
         chunks: what runs, in order. Cells that provably change nothing are in none: their effect is exactly 0.
-        flops: of the matrix products: `flops[0]` of one whole forward pass for each cell, `flops[1]` of this plan.
-        bytes_base: held throughout: the base run, what the edits bring, and the runtime's own 32 MiB.
+        count_flops: gives `flops`, which is counted when it is asked for: () -> (int, int).
+        bytes_base: held throughout: the base run, what the edits bring, what making those of a null distribution takes, and the
+            runtime's own 32 MiB.
         bytes_fixed: of one compiled sweep, whatever its number of cells: a layer's weights, sliced out.
         bytes_chunk: of the cells of the largest chunk.
         budget: bytes that were given or found.
@@ -170,13 +171,11 @@ def make_chunks(
         ids = run if stage == "whole" else run[_stage_mask(found.stage[run], stage, n_layers)]
         if not len(ids):
             continue
-        first = (
-            np.zeros(len(ids), int)
-            if stage == "final"
-            else found.first[ids]
-            if start is None
-            else np.full(len(ids), start)
-        )
+        first = found.first[ids]
+        if stage == "final":
+            first = np.zeros(len(ids), int)
+        elif start is not None:
+            first = np.full(len(ids), start)
         first = np.minimum(first, stop - 1)
         layers = np.where(found.stage[ids] < 0, 0, found.stage[ids])
         kept = [s for s in held if s.stage == stage and s.stop == stop and s.stages == stages]

@@ -28,7 +28,7 @@ from jaxinterp.patching._engine import Job
 from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._names import in_own_names
-from jaxinterp.patching._null import Null, null_ops
+from jaxinterp.patching._null import Null, make_null, null_bytes, null_ops
 from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
 from jaxinterp.patching._plan import Costs, Plan, make_chunks
 from jaxinterp.patching._reach import Geometry, Reach, is_local, make_geometry, reach
@@ -77,60 +77,76 @@ def prepare(
     params: Params,
     *,
     base: Any,
-    source: Any,
-    site: str | None,
+    source: Any = None,
+    site: str | None = None,
     over: Any,
     metric: Any,
-    op: Callable[..., Handler],
-    mask: Any,
-    source_mask: Any,
-    positions: Any,
-    roles: Mapping[str, Any] | None,
-    null: Null | None,
-    mesh: Any,
+    op: Callable[..., Handler] = patch,
+    mask: Any = None,
+    source_mask: Any = None,
+    positions: Any = None,
+    roles: Mapping[str, Any] | None = None,
+    null: str | None = None,
+    draws: int = 10,
+    seed: int = 0,
+    mesh: Any = None,
 ) -> Prepared:
-    """Checks the arguments of a sweep against each other and the model; see `sweep`."""
+    """Checks the arguments of a sweep against each other and the model, and lays out its cells. The first step of `sweep`.
+
+    Args: see `sweep`; `params` may be shapes.
+
+    Returns:
+        The cells as arrays, what a prompt has of them and what they can change of it; computes nothing.
+
+    Raises:
+        InputError, SiteIndexError, UnvisitedSiteError: as `sweep`.
+
+    Example:
+        >>> import jax, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=8, n_heads=2, d_head=4, d_vocab=5, d_mlp=8)
+        >>> model = ji.Model(config=config)
+        >>> todo = ji.patching.prepare(
+        ...     model, model.param_shapes(), base=[[1, 2, 3]], source=[[1, 4, 3]], site="attn.z", over="layer,position",
+        ...     metric=ji.patching.logit_difference([2], [4], [2]))
+        >>> todo.cells.shape, todo.reaches[:, 0].tolist()  # the prompts differ from position 1 on; the last layer is read at 2
+        ((2, 3), [False, True, True, False, False, True])
+    """
     metrics = named_metrics(metric)
     base, mask = as_tokens(base, "base"), None if mask is None else jnp.asarray(mask, bool)
     check_prompts(model, base, mask)
-    check_metrics(model, base, mask, metrics)
     origin = make_source(model, base, mask, source, source_mask, positions)
+    check_metrics(model, base, mask, metrics)
     check_mapped(metrics, base, mask, origin)
     if op is patch and origin is None:
         raise InputError("op=patch needs source, the prompts to patch from. (For ablations: op=zero, op=mean.)")
     table = sites(model.forward if isinstance(model, Model) else model, params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
-    _check_null(null, [table[name].axes for _, group in groups for name in group.sites])
+    chance = make_null(null, draws, seed, base, mask)
+    _check_null(chance, [table[name].axes for _, group in groups for name in group.sites])
     measured = tuple(metrics.values())
+    # The sweep, then the draws of its null distribution: they differ in what they bring, not in where they can bring it.
+    rounds = [(None, range(1)), *([(chance, range(1, 1 + chance.draws))] if chance else [])]
     jobs: list[Job] = []
     found: list[Reach] = []
     for ids, group in groups:
         stages = tuple(_stage(model, table, name) for name in group.sites)
-        # The draws of a null distribution differ in what they bring, not in where they can bring it.
-        for draws in (range(1), range(1, 1 + (null.draws if null else 0))):
-            geometry = _geometry(model, base, mask, origin, measured, group, stages, op, null if draws.start else None)
+        making = null_bytes(chance, [table[name] for name in group.sites])
+        for drawn, numbers in rounds:
+            geometry = _geometry(model, base, mask, origin, measured, group, stages, op, drawn)
             reached = _reach(model, group, geometry, stages)
             _check_there(op, geometry, reached)
-            for draw in draws:
-                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, null, draw)
+            for draw in numbers:
+                ops = functools.partial(_ops, model, base, mask, origin, group, stages, table, op, drawn, draw)
                 jobs.append(
                     Job(
-                        model=model,
-                        params=params,
-                        tokens=base,
-                        mask=mask,
-                        cells=group,
-                        rows=draw * len(cells) + ids,
-                        stages=stages,
-                        make_ops=ops,
-                        metrics=measured,
-                        geometry=geometry,
+                        model=model, params=params, tokens=base, mask=mask, cells=group, rows=draw * len(cells) + ids,
+                        stages=stages, make_ops=ops, metrics=measured, geometry=geometry, making=making,
                         mesh=mesh,
                     )
-                )
+                )  # fmt: skip
                 found.append(reached)
-    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), null.draws if null else 0)
+    return Prepared(base, mask, origin, metrics, cells, tuple(jobs), tuple(found), chance.draws if chance else 0)
 
 
 def _check_null(null: Null | None, axes: Sequence[str]) -> None:
@@ -296,8 +312,7 @@ def _ops(
     """For each part the edit without a place."""
     made = []
     for name in cells.sites:
-        if draw:
-            assert null is not None
+        if null is not None:
             handler = None if op is patch else make_handler(op, name)
             made.append(null_ops(null, draw, model, params, base, mask, origin, table[name], handler))
         elif not _is_live(op, cells, stages):

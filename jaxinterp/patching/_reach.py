@@ -171,17 +171,11 @@ def reach(cells: Cells, geometry: Geometry, stages: Sequence[str], n_layers: int
         high = np.minimum(at.max(1), 1)  # of the highest layer it matters whether it is above the first
         for highest in np.unique(high):
             ids = np.flatnonzero(high == highest)
-            _add_part(
-                geometry,
-                site,
-                int(highest),
-                n_layers,
-                at[ids],
-                None if rows is None else rows[ids],
-                ids,
-                first,
-                reaches,
+            begin, hits = _reach_of_part(
+                geometry, site, int(highest), at[ids], None if rows is None else rows[ids], n_layers
             )
+            first[ids] = np.minimum(first[ids], begin)
+            reaches[ids] |= hits
         stage = np.minimum(stage, at.min(1))
     first = np.where(reaches, first, geometry.n_rows)
     return Reach(stage=stage, first=first.min(1), reaches=reaches, there=there)
@@ -194,33 +188,24 @@ def _layers(part: Any, stage: str, n_layers: int, n: int) -> np.ndarray:
     return part["layer"] if "layer" in part else np.broadcast_to(np.arange(n_layers), (n, n_layers))
 
 
-def _add_part(
-    geometry: Geometry,
-    site: str,
-    highest: int,
-    n_layers: int,
-    at: np.ndarray,
-    rows: np.ndarray | None,
-    ids: np.ndarray,
-    first: Any,
-    reaches: Any,
-) -> None:
-    """Adds a part of the cells `ids`, whose highest layer is `highest` (1: above the first), to first rows and to reaches."""
+def _reach_of_part(
+    geometry: Geometry, site: str, highest: int, at: np.ndarray, rows: np.ndarray | None, n_layers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of a part of n cells, at layers `at` [n, k]: the first row that it changes (T: none), and whether that is read, [n, B].
+
+    `highest` is the highest layer of these cells; 1 stands for all above the first. Without `rows` [n, B, k] all are edited.
+    """
     changed, is_read = geometry.changed(site, highest), geometry.is_read
     t, b = geometry.n_rows, len(changed)
-    last_read = geometry.reads.max(1)
     if rows is None:
-        begin = np.broadcast_to(np.where(changed.any(1), changed.argmax(1), t), (len(ids), b))
-        on_read = np.broadcast_to((changed & is_read).any(1), (len(ids), b))
+        begin = np.broadcast_to(np.where(changed.any(1), changed.argmax(1), t), (len(at), b))
+        on_read = np.broadcast_to((changed & is_read).any(1), (len(at), b))
     else:
         example = np.arange(b)[None, :, None]
         valid = (rows >= 0) & changed[example, np.maximum(rows, 0)]
         begin = np.where(valid, rows, t).min(2)
         on_read = (valid & is_read[example, np.maximum(rows, 0)]).any(2)
     lowest = at.min(1)
-    only_row = np.asarray(
-        (lowest >= n_layers) | ((lowest >= n_layers - 1) & is_local(site))
-    )  # nothing behind it mixes rows
-    mixed = (begin <= last_read[None]) if geometry.causal else begin < t
-    first[ids] = np.minimum(first[ids], begin)
-    reaches[ids] |= np.where(only_row[:, None], on_read, mixed)
+    only_row = (lowest >= n_layers) | ((lowest >= n_layers - 1) & is_local(site))  # nothing behind it mixes rows
+    mixed = (begin <= geometry.reads.max(1)[None]) if geometry.causal else begin < t
+    return begin, np.where(only_row[:, None], on_read, mixed)

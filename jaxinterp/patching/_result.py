@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,90 +9,112 @@ import jax
 import numpy as np
 
 from jaxinterp._version import __version__
+from jaxinterp.patching._about import bos_facts, token_texts
+from jaxinterp.patching._cells import coordinates, is_list
 from jaxinterp.patching._metrics import Metric, recovered_fraction
 from jaxinterp.patching._prepare import Prepared
-from jaxinterp.patching._run import Ends
 
 if TYPE_CHECKING:
     import xarray as xr
 
 
-def dataset(
+def named_result(
     todo: Prepared,
-    values: np.ndarray,
-    logits: list[np.ndarray],
-    ends: Ends,
-    keep: Sequence[str],
-    texts: list[str] | None,
-    listed: Mapping[str, Any],
-    about: Mapping[str, Any],
-    seed: int,
+    effects: np.ndarray,
+    *,
+    base: np.ndarray,
+    source: np.ndarray | None,
+    site: str | None,
+    op: str,
+    over: Any,
+    keep: Sequence[str] = (),
+    logits: Sequence[np.ndarray] = (),
+    tokenizer: Any = None,
+    provenance: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    more: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
-    """Names what `run` returned.
+    """Names the effects of prepared cells: axes, labels, the two runs, attributes. The last step of `sweep`.
 
     Args:
-        todo: the sweep.
-        values: [n (1 + draws), M, B].
+        todo: what was run, from `prepare`.
+        effects: patched - base, [n, M, B] for n cells, M metrics and B prompts, in the metrics' units; of a null distribution the
+            n of each draw follow. What stands where a prompt does not have the place does not count.
+        base, source: the metrics of the two runs [M, B]; without a source there is no normalized effect.
+        site, op, over: what the caller named them, for coordinates and attributes.
+        keep: "prompts", "interval"; see `sweep`.
         logits: of each metric [n, B, P, tokens]; empty if not kept.
-        ends: the runs without edits.
-        keep: "prompts", "interval", "logits".
-        texts: of the position axis, or None.
-        listed: what listed cells are, by name [n].
-        about: attributes.
+        tokenizer, provenance: as in `sweep`.
         seed: of the bootstrap.
+        more: further attributes.
+
+    Returns:
+        The `xarray.Dataset` that `sweep` describes.
+
+    Example:
+        >>> import jax, numpy as np, jaxinterp as ji
+        >>> config = ji.TransformerConfig(n_layers=2, d_model=8, n_ctx=8, n_heads=2, d_head=4, d_vocab=5, d_mlp=8)
+        >>> model = ji.Model(config=config)
+        >>> todo = ji.patching.prepare(
+        ...     model, model.param_shapes(), base=[[1, 2, 3]], source=[[1, 4, 3]], site="mlp.out", over="layer",
+        ...     metric=ji.patching.logit_difference([2], [4], [2]))
+        >>> named = ji.patching.named_result(
+        ...     todo, np.float32([[[0.5]], [[1.0]]]), base=np.float32([[1.0]]), source=np.float32([[3.0]]),
+        ...     site="mlp.out", op="guess", over="layer")
+        >>> named.normalized.values
+        array([0.25, 0.5 ], dtype=float32)
     """
     import xarray as xr
 
-    cells, metrics, there, target = todo.cells, todo.metrics, todo.there, ends.source
-    over = [axis for axis, _ in cells.axes]
+    cells, metrics, there = todo.cells, todo.metrics, todo.there
+    axes = [axis for axis, _ in cells.axes]
     several = len(metrics) > 1
     lead = ["metric"] if several else []
 
     def spread(a: np.ndarray) -> np.ndarray:
-        """[n, M, ...] to [M, *over, ...], without M where there is one metric."""
-        a = np.moveaxis(a.reshape(*cells.shape, *a.shape[1:]), len(over), 0)
+        """[n, M, ...] to [M, *axes, ...], without M where there is one metric."""
+        a = np.moveaxis(a.reshape(*cells.shape, *a.shape[1:]), len(axes), 0)
         return a if several else a[0]
 
-    n, baseline = len(cells), ends.base
-    by_prompt = np.where(there[:, None], values[:n] - baseline[None], np.nan).astype(np.float32)
-    data: dict[str, Any] = {"effect": (lead + over, spread(_means(by_prompt, there)))}
-    data["base"] = (lead, baseline.mean(1) if several else baseline.mean())
-    if target is not None:
-        patched, base = _means(values[:n], there), _means(baseline[None], there)
-        data["normalized"] = (lead + over, spread(recovered_fraction(patched, base, _means(target[None], there))))
-        _warn_if_flat(baseline, target, metrics)
-        data["source"] = (lead, target.mean(1) if several else target.mean())
+    every = np.where(there[:, None], effects.reshape(-1, len(cells), *effects.shape[1:]), np.nan)
+    by_prompt = every[0].astype(np.float32)
+    data: dict[str, Any] = {"effect": (lead + axes, spread(_means(by_prompt, there)))}
+    data["base"] = (lead, base.mean(1) if several else base.mean())
+    if source is not None:
+        ends = [_means(run[None], there) for run in (base, source)]
+        data["normalized"] = (lead + axes, spread(recovered_fraction(_means(by_prompt + base, there), *ends)))
+        data["source"] = (lead, source.mean(1) if several else source.mean())
     if todo.n_draws:
-        draws = values[n:].reshape(todo.n_draws, n, *values.shape[1:]) - baseline
-        null = np.stack([spread(_means(np.where(there[:, None], draw, np.nan), there)) for draw in draws])
-        data["null"] = (["draw", *lead, *over], null.astype(np.float32))
+        null = np.stack([spread(_means(draw, there)) for draw in every[1:]])
+        data["null"] = (["draw", *lead, *axes], null)
     if "interval" in keep:
         low, high = _intervals(by_prompt, there, seed)
-        data["low"], data["high"] = (lead + over, spread(low)), (lead + over, spread(high))
+        data["low"], data["high"] = (lead + axes, spread(low)), (lead + axes, spread(high))
     if "prompts" in keep:
-        data["effect_by_prompt"] = ([*lead, *over, "prompt"], spread(by_prompt))
-        data["base_by_prompt"] = ([*lead, "prompt"], baseline if several else baseline[0])
-        if target is not None:
-            data["source_by_prompt"] = ([*lead, "prompt"], target if several else target[0])
-    data |= _kept_logits(logits, metrics, over, cells.shape)
-    coords: dict[str, Any] = {axis: np.asarray(labels) for axis, labels in zip(over, cells.labels, strict=True)}
-    coords |= {name: ("cell", np.asarray(values)) for name, values in listed.items()}
-    if several:
-        coords["metric"] = list(metrics)
+        data["effect_by_prompt"] = ([*lead, *axes, "prompt"], spread(by_prompt))
+        data["base_by_prompt"] = ([*lead, "prompt"], base if several else base[0])
+        if source is not None:
+            data["source_by_prompt"] = ([*lead, "prompt"], source if several else source[0])
+    data |= _kept_logits(logits, metrics, axes, cells.shape)
+    facts = {"site": site or "listed", "op": op, **(provenance or {}), **bos_facts(tokenizer, todo.base, todo.mask)}
+    return xr.Dataset(data, _coordinates(todo, site, over, tokenizer), _attributes(todo, {**facts, **(more or {})}))
+
+
+def _coordinates(todo: Prepared, site: str | None, over: Any, tokenizer: Any) -> dict[str, Any]:
+    """Labels of the axes; what listed cells are; names of several metrics; the tokens at the positions."""
+    cells, texts = todo.cells, token_texts(tokenizer, todo)
+    coords: dict[str, Any] = {axis: np.asarray(of) for (axis, _), of in zip(cells.axes, cells.labels, strict=True)}
+    if is_list(over):
+        coords |= {name: ("cell", np.asarray(values)) for name, values in coordinates(over, site).items()}
+    if len(todo.metrics) > 1:
+        coords["metric"] = list(todo.metrics)
     if texts is not None:
         coords["token"] = ("position", texts)
-    attrs = {
-        "n_prompts": baseline.shape[1],
-        "metric": ", ".join(metrics),
-        "unit": ", ".join(m.unit for m in metrics.values()),
-    }
-    return xr.Dataset(
-        data, coords, {**attrs, **_versions(), **{k: _plain(v) for k, v in about.items() if v is not None}}
-    )
+    return coords
 
 
 def _kept_logits(
-    logits: list[np.ndarray], metrics: Mapping[str, Metric], over: list[str], shape: tuple[int, ...]
+    logits: Sequence[np.ndarray], metrics: Mapping[str, Metric], over: list[str], shape: tuple[int, ...]
 ) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for (name, m), kept in zip(metrics.items(), logits, strict=False):
@@ -135,19 +156,16 @@ def _intervals(by_prompt: np.ndarray, there: np.ndarray, seed: int) -> tuple[np.
     return ends[0], ends[1]
 
 
-def _warn_if_flat(baseline: np.ndarray, target: np.ndarray, metrics: Mapping[str, Metric]) -> None:
-    base, source = baseline.mean(1), target.mean(1)
-    for name, undefined in zip(metrics, np.isnan(recovered_fraction(base, base, source)), strict=True):
-        if undefined:
-            warnings.warn(
-                f"metric {name!r} is the same for base and source, so the normalized effect is undefined (NaN). "
-                "The raw effect is there.",
-                stacklevel=4,
-            )
-
-
-def _versions() -> dict[str, str]:
-    return {"jaxinterp": __version__, "jax": jax.__version__}
+def _attributes(todo: Prepared, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the numbers are and who made them, and further facts where there are any."""
+    about = {
+        "n_prompts": len(todo.base),
+        "metric": ", ".join(todo.metrics),
+        "unit": ", ".join(m.unit for m in todo.metrics.values()),
+        "jaxinterp": __version__,
+        "jax": jax.__version__,
+    }
+    return {**about, **{key: _plain(value) for key, value in facts.items() if value is not None}}
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from jaxinterp.mesh import fetch, from_writer
 from jaxinterp.models import Model
 from jaxinterp.patching._cone import BaseRun
 from jaxinterp.patching._engine import Job, measure_base, measure_run, run_base, run_jobs
-from jaxinterp.patching._metrics import Metric
+from jaxinterp.patching._metrics import Metric, recovered_fraction
 from jaxinterp.patching._plan import Plan
 from jaxinterp.patching._prepare import Prepared
 from jaxinterp.patching._records import facts_of, open_records
@@ -61,7 +61,19 @@ def measure_ends(todo: Prepared) -> Ends:
         warnings.warn(
             "base and source are the same prompts: every effect of a patch is zero by construction.", stacklevel=3
         )
+    _warn_if_flat(base, source, todo.metrics)
     return Ends(base, source, logits, params, kept)
+
+
+def _warn_if_flat(base: np.ndarray, source: np.ndarray, metrics: Mapping[str, Metric]) -> None:
+    gap = recovered_fraction(base.mean(1), base.mean(1), source.mean(1))
+    for name, undefined in zip(metrics, np.isnan(gap), strict=True):
+        if undefined:
+            warnings.warn(
+                f"metric {name!r} is the same for base and source, so the normalized effect is undefined (NaN). "
+                "The raw effect is there.",
+                stacklevel=4,
+            )
 
 
 def run(
@@ -117,7 +129,21 @@ def run(
 
 
 def check_finite(values: np.ndarray, metrics: Mapping[str, Metric], what: str) -> None:
-    """Refuses metrics [..., M, B] that are not finite."""
+    """Refuses metrics that are not finite.
+
+    Args:
+        values: [..., M, B].
+        metrics: M of them, by name.
+        what: whose they are, for the message: "base", "source", "patched".
+
+    Raises:
+        InputError: with the name of the metric and how many of its values are NaN or infinite.
+
+    Example:
+        >>> import numpy as np, jaxinterp as ji
+        >>> metric = ji.patching.logit_difference([2], [4], [2])
+        >>> ji.patching.check_finite(np.ones((1, 1)), {metric.name: metric}, "base")
+    """
     for name, row in zip(metrics, np.moveaxis(values, -2, 0), strict=True):
         if not np.isfinite(row).all():
             raise InputError(

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import ArrayLike, Params
-from jaxinterp.patching._about import bar, bos_facts, op_name, token_texts
-from jaxinterp.patching._cells import coordinates, is_list
-from jaxinterp.patching._null import make_null
+from jaxinterp.patching._about import bar, op_name
+from jaxinterp.patching._check import check_keep
 from jaxinterp.patching._ops import Forward, make_handler
 from jaxinterp.patching._plan import Plan
-from jaxinterp.patching._prepare import Prepared, as_tokens, make_plan, prepare
+from jaxinterp.patching._prepare import Prepared, make_plan, prepare
 from jaxinterp.patching._records import describe, stored_suffixes
-from jaxinterp.patching._result import dataset
+from jaxinterp.patching._result import named_result
 from jaxinterp.patching._run import measure_ends, run
 from jaxinterp.tap import Handler, patch
 
@@ -69,8 +68,7 @@ def plan(
     return make_plan(
         prepare(
             model, params, base=base, source=source, site=site, over=over, metric=metric, op=op, mask=mask,
-            source_mask=source_mask, positions=positions, roles=roles,
-            null=make_null(null, draws, seed, as_tokens(base, "base"), mask), mesh=mesh,
+            source_mask=source_mask, positions=positions, roles=roles, null=null, draws=draws, seed=seed, mesh=mesh,
         ),
         memory,
     )  # fmt: skip
@@ -160,13 +158,10 @@ def sweep(
     if not isinstance(site, (str, type(None))):
         given = {key: value for key, value in locals().items() if key not in ("model", "params", "site", "store")}
         return _several_sites(model, params, site, store, given)
-    unknown = set(keep) - {"prompts", "interval", "logits"}
-    if unknown:
-        raise InputError(f"keep={tuple(keep)}: legal are 'prompts', 'interval' and 'logits'.")
-    chance = make_null(null, draws, seed, as_tokens(base, "base"), mask)
+    check_keep(keep)
     todo = prepare(
         model, params, base=base, source=source, site=site, over=over, metric=metric, op=op, mask=mask,
-        source_mask=source_mask, positions=positions, roles=roles, null=chance, mesh=mesh,
+        source_mask=source_mask, positions=positions, roles=roles, null=null, draws=draws, seed=seed, mesh=mesh,
     )  # fmt: skip
     if plan is not None and memory is not None:
         raise InputError(
@@ -178,16 +173,11 @@ def sweep(
     about = {"site": site, "op": op_name(op), "edit": _edit_facts(op, todo), "null": null and [null, draws, seed]}
     with bar(steps.n_run, site or "cells", progress) as advance:
         values, logits = run(todo, steps, ends, store=store, about=about, keep_logits="logits" in keep, advance=advance)
-    attributes = {
-        "site": site or "listed",
-        "op": op_name(op),
-        **(provenance or {}),
-        **bos_facts(tokenizer, todo.base, todo.mask),
-        **({"null": null, "draws": draws, "null_seed": seed} if null else {}),
-    }
-    texts = token_texts(tokenizer, todo)
-    listed = coordinates(over, site) if is_list(over) else {}
-    return dataset(todo, values, logits, ends, keep, texts, listed, attributes, seed)
+    return named_result(
+        todo, values - ends.base, base=ends.base, source=ends.source, site=site, op=op_name(op), over=over, keep=keep,
+        logits=logits, tokenizer=tokenizer, provenance=provenance, seed=seed,
+        more={"null": null, "draws": draws, "null_seed": seed} if null else None,
+    )  # fmt: skip
 
 
 def _several_sites(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.attribution._cells import gather
 from tests.tiny import check_close, make_model, make_params, make_tokens
 
 MODEL = make_model(normalization_type="RMS", positional_embedding_type="rotary", n_key_value_heads=2)
@@ -98,10 +97,9 @@ def test_what_is_left_out_is_summed_over(several):
 
 
 def test_blocks_of_places_are_the_sum_of_their_places(several):
-    cells = ji.patching.make_cells({"layer": [0, (1, 2), 2]}, shape=ji.sites(MODEL.forward, PARAMS, BASE)["attn.z"])
+    got = here(sites="attn.z", over={"layer": [0, (1, 2), 2]}, keep=("prompts",))["attn.z"].score_by_prompt
     by_layer = several["attn.z"].score_by_prompt.sum(("head", "position")).values
-    got = gather(by_layer.T, "BL", cells, np.ones((3, 6), bool))
-    check_close(got, [by_layer[0], by_layer[1] + by_layer[2], by_layer[2]])
+    check_close(got.values, [by_layer[0], by_layer[1] + by_layer[2], by_layer[2]])
 
 
 def test_a_linear_model_is_attributed_exactly():
@@ -177,8 +175,8 @@ def test_the_result_is_labelled_printed_and_written(tmp_path):
         ({"sites": "attn.zz"}, ji.UnvisitedSiteError, "Did you mean 'attn.z'"),
         ({"sites": ()}, ji.InputError, "at least one"),
         ({"sites": ("attn.z", "attn.z")}, ji.InputError, "each site once"),
-        ({"over": "layer,heads"}, ji.InputError, "legal are layer, head"),
-        ({"over": "position,role"}, ji.InputError, "not both"),
+        ({"over": "layer,heads"}, ji.InputError, "Legal: layer, head"),
+        ({"over": "position,role"}, ji.InputError, "both position and role"),
         ({"sites": "mlp.out", "over": "layer,head"}, ji.InputError, "no site of mlp.out has the axis head"),
         ({"sites": ("attn.z", "embed"), "over": "layer,head"}, ji.InputError, "embed has none of the axes"),
         ({"over": {"layer": [3]}}, ji.SiteIndexError, "legal are 0 to 2"),

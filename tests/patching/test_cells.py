@@ -166,6 +166,18 @@ def test_null_directions_have_the_length_of_the_change(small, acts):
     assert abs(cosine.mean()) < 0.2 and cosine.std() > 0.3
 
 
+def test_null_directions_of_sites_whose_names_are_anagrams_differ():
+    def guest(weights, tokens, *, tap):
+        x = jax.nn.one_hot(tokens, 5) @ weights
+        return jnp.tanh(tap("in_out", tap("out_in", x)))
+
+    how = dict(base=jnp.array([[0, 1]]), source=jnp.array([[2, 3]]), metric=ji.patching.logit_difference([0], [1], [1]))
+    weights = jax.random.normal(jax.random.key(0), (5, 5))
+    call = functools.partial(ji.patching.sweep, guest, weights, over={"position": [1]}, **how, progress=False)
+    one, other = (call(site=site, null="directions", draws=2).null.values for site in ("in_out", "out_in"))
+    assert (one != other).all()
+
+
 def test_null_draws_are_deterministic_and_refused_where_undefined(call):
     a, b = (call(over="layer", null="directions", draws=2, seed=s).null.values for s in (1, 1))
     np.testing.assert_array_equal(a, b)

@@ -44,8 +44,7 @@ def test_a_mesh_gives_the_results_of_one_device(problem, cells, prompts, op, che
 def test_the_work_is_shared_without_communication(problem):
     model, params, args = problem
     mesh = ji.mesh.make_mesh(cells=4, prompts=2)
-    nothing = dict(mask=None, source_mask=None, positions=None, roles=None, null=None)
-    todo = _prepare.prepare(model, params, **args, op=ji.patch, **nothing, mesh=mesh)
+    todo = ji.patching.prepare(model, params, **args, mesh=mesh)
     plan, job = _prepare.make_plan(todo, None), todo.jobs[0]
     params, base = _engine.run_base(job)
     arrays = {**job.readings(), "params": params, "ops": job.edits()}
