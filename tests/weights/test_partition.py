@@ -312,3 +312,35 @@ def test_two_processes_read_their_parts_and_agree_with_one(llama, tmp_path):
         assert "model.layers.1.self_attn.q_proj.weight (1 NaN" in got["refused"], "both are told"
         assert "save_tree(lm.params, folder)" in got["kept"]
         assert got["said"] == ["ä", "ää"]
+
+
+FORWARD = """
+import json, sys
+import jaxinterp as ji
+
+ji.mesh.start(sys.argv[2], num_processes=2, process_id=int(sys.argv[1]))
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from tests.tiny import make_model, make_params, make_tokens
+from tests.weights.test_partition import KINDS, SIZES, moved_parameters, parts, tame
+
+model = make_model(**KINDS["llama"] | SIZES)
+whole, tokens = tame(make_params(model)), make_tokens(4, 9, vocab=model.config.d_vocab)
+mesh = ji.mesh.make_mesh(data=2, tensor=4)
+params, batch = ji.weights.shard(whole, mesh), ji.mesh.put(tokens, mesh, P("data"))
+compiled = jax.jit(model.forward).lower(params, batch).compile()
+got, want = ji.mesh.fetch(compiled(params, batch)), np.asarray(model.forward(whole, tokens))
+print("RESULT" + json.dumps({
+    "parts": parts(params), "moved": moved_parameters(compiled.as_text(), params),
+    "error": float(abs(got - want).max() / abs(want).max()), "local": got.shape == want.shape and not batch.is_fully_addressable,
+}))
+"""
+
+
+def test_two_processes_send_no_parameter_and_give_the_results_of_one_device():
+    for output in run_two(FORWARD):
+        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        assert got["moved"] == [] and got["error"] < 1e-5 and got["local"]
+        want = PARTS | OTHER_PARTS["llama"]
+        assert got["parts"] == {path: list(want[path]) for path in got["parts"]} and len(got["parts"]) == 12

@@ -9,47 +9,30 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.weights import applicable, process
-from tests.tiny import check_close, check_same, make_model, make_params, make_tokens
+from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 LN_BARE = dict(attention_bias=False, attention_output_bias=False, mlp_bias=False)
 RMS = dict(
     normalization_type="RMS", gated_mlp=True, act_fn="silu", positional_embedding_type="rotary", n_key_value_heads=2
 )
-GEMMA = RMS | LN_BARE | dict(norm_weight_offset=1.0, embed_scale=8**0.5, tie_word_embeddings=True)
 KINDS = {
-    "gpt2": dict(tie_word_embeddings=True),
+    **FAMILIES,
     "without biases": LN_BARE,
     "gated LN": LN_BARE | dict(gated_mlp=True),
     "attention only": dict(attn_only=True, d_mlp=None),
-    "neox": dict(positional_embedding_type="rotary", rotary_dim=2, parallel_attn_mlp=True),
-    "gptj": dict(
-        positional_embedding_type="rotary", rotary_adjacent_pairs=True, parallel_attn_mlp=True, shared_norm=True,
-        attention_bias=False, attention_output_bias=False, unembed_bias=True,
-    ),
-    "llama": RMS | LN_BARE,
-    "qwen2": RMS | dict(attention_output_bias=False, mlp_bias=False),
-    "qwen3": RMS | LN_BARE | dict(qk_norm="head"),
-    "gemma2": GEMMA | dict(norm_position="sandwich", attn_scores_soft_cap=5.0, window_size=3),
-    "olmo2": RMS | LN_BARE | dict(norm_position="output", qk_norm="all", n_key_value_heads=None),
-    "bert": dict(
-        norm_position="post", final_norm=False, attention_dir="bidirectional", embed_norm=True, n_token_types=2, mlm_head=True,
-        unembed_bias=True, tie_word_embeddings=True,
-    ),
     "no norms": dict(normalization_type=None),
-}  # fmt: skip
+}
 ALL = ("fold_norms", "fold_value_biases", "center_writing_weights", "center_unembedding")
+_BIASES, _MEAN = {"fold_value_biases": "attention_bias=False"}, {"center_writing_weights": "normalization_type='RMS'"}
+_CAP = {"center_unembedding": "output_logits_soft_cap=4.0"}
 WITHOUT = {  # what is refused, and what the message says
-    "llama": {"fold_value_biases": "attention_bias=False", "center_writing_weights": "normalization_type='RMS'"},
-    "qwen2": {"center_writing_weights": "normalization_type='RMS'"},
-    "qwen3": {"fold_value_biases": "attention_bias=False", "center_writing_weights": "normalization_type='RMS'"},
-    "gemma2": {"fold_value_biases": "attention_bias=False", "center_writing_weights": "normalization_type='RMS'"},
-    "olmo2": {
-        "fold_norms": "norm_position='output'", "fold_value_biases": "attention_bias=False",
-        "center_writing_weights": "normalization_type='RMS'",
-    },
+    **dict.fromkeys(("llama", "mistral", "qwen3", "gemma", "phi3"), _BIASES | _MEAN),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _BIASES | _MEAN | _CAP),
+    "qwen2": _MEAN,
+    "olmo2": {"fold_norms": "norm_position='output'", **_BIASES, **_MEAN},
     "bert": {"fold_norms": "norm_position='post'"},
     "no norms": {"fold_norms": "no norms", "center_writing_weights": "normalization_type=None"},
-}  # fmt: skip
+}
 
 
 def log_probabilities(model, params, tokens):
