@@ -1,5 +1,6 @@
 """Two real processes that are one JAX."""
 
+import json
 import os
 import socket
 import subprocess
@@ -38,3 +39,8 @@ def run_two(code, *more):
             pytest.skip("this jaxlib has no gloo, through which CPU processes talk")
         assert p.returncode == 0, errors[-3000:]
     return [out for out, _ in outputs]
+
+
+def result_of(output):
+    """What a process printed as JSON behind RESULT, wherever that stands: gloo writes to the same stream."""
+    return json.JSONDecoder().raw_decode(output[output.index("RESULT") + len("RESULT") :])[0]

@@ -1,7 +1,5 @@
 """Meshes of eight forced devices in this process, and of two real processes with four each."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxinterp.mesh as jm
 from jaxinterp._errors import InputError
-from tests.processes import run_two
+from tests.processes import result_of, run_two
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def test_two_processes_of_four_devices_agree_with_numpy():
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(8, 6)).astype(np.float32), rng.normal(size=(6, 5)).astype(np.float32)
     for process, output in enumerate(run_two(WORKER)):
-        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        got = result_of(output)
         np.testing.assert_allclose(got["y"], x.astype(float) @ w.astype(float), atol=1e-5)
         np.testing.assert_allclose(got["n"], x.astype(float).sum(), atol=1e-4)
         np.testing.assert_array_equal(np.float32(got["again"]), w)

@@ -1,6 +1,5 @@
 """Checkpoints of pytrees: every bit, every kind of leaf, other meshes, and nothing half-written."""
 
-import json
 import typing
 
 import jax
@@ -14,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 import jaxinterp as ji
 from jaxinterp._tree import pytree, static
 from jaxinterp.store import StoreMismatchError, _trees, load_tree, save_tree
-from tests.processes import run_two
+from tests.processes import result_of, run_two
 
 
 class Pair(typing.NamedTuple):
@@ -284,7 +283,7 @@ def test_two_processes_write_and_read_one_checkpoint(tmp_path):
     folder = tmp_path / "both"
     values = np.arange(96, dtype=np.float32).reshape(8, 12) / 7
     for output in run_two(WORKER, str(folder)):
-        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        got = result_of(output)
         np.testing.assert_array_equal(np.float32(got["w"]), values)
         np.testing.assert_array_equal(np.float32(got["whole"]), values[0])
         assert got["parts"] == ["(1, 12)"] * 4

@@ -1,6 +1,5 @@
 """Parameters over a mesh of eight forced devices, 2 of `data` and 4 of `tensor`, and over two real processes."""
 
-import json
 import math
 import re
 
@@ -17,7 +16,7 @@ from jaxinterp.nn import lookup
 from jaxinterp.weights import partition_specs, shard
 from jaxinterp.weights._mapping import flatten
 from jaxinterp.weights._partition import _check_mesh
-from tests.processes import run_two
+from tests.processes import result_of, run_two
 from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 # With 9 positions, no part of a parameter is as large as an activation.
@@ -305,7 +304,7 @@ def test_two_processes_read_their_parts_and_agree_with_one(llama, tmp_path):
     made.tensors["model.layers.1.self_attn.q_proj.weight"][-1, 3] = np.nan  # the last head lies with process 1
     want = one.predict(np.arange(6), k=3)
     for output in run_two(WORKER, str(good), str(made.write())):
-        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        got = result_of(output)
         assert [i for i, _ in got["best"]] == [row.id for row in want]
         check_close([logit for _, logit in got["best"]], [row.logit for row in want])
         assert got["read"] == got["own"] < 0.75 * got["all"]
@@ -340,7 +339,7 @@ print("RESULT" + json.dumps({
 
 def test_two_processes_send_no_parameter_and_give_the_results_of_one_device():
     for output in run_two(FORWARD):
-        got = json.loads(next(line for line in output.splitlines() if line.startswith("RESULT"))[6:])
+        got = result_of(output)
         assert got["moved"] == [] and got["error"] < 1e-5 and got["local"]
         want = PARTS | OTHER_PARTS["llama"]
         assert got["parts"] == {path: list(want[path]) for path in got["parts"]} and len(got["parts"]) == 12
