@@ -28,6 +28,18 @@ HARMLESS = (COMMON_HARMLESS - {"is_decoder"}) | frozenset(
     """hidden_dropout_prob attention_probs_dropout_prob classifier_dropout pooler_fc_size pooler_num_attention_heads
     pooler_num_fc_layers pooler_size_per_head pooler_type directionality""".split()
 )
+SAME = {
+    "vocab_size": "d_vocab",
+    "max_position_embeddings": "n_ctx",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_mlp",
+    "layer_norm_eps": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "type_vocab_size": "n_token_types",
+}
 EMBED, LAYER, HEAD = "{prefix}embeddings.", "{prefix}encoder.layer.{layer}.", "cls.predictions."
 ROWS = (
     Row("embed.W_E", EMBED + "word_embeddings.weight"),
@@ -64,42 +76,22 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     if width % heads:
         faults.append(f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}")
     return {
-        "n_layers": values["num_hidden_layers"],
-        "d_model": width,
-        "n_ctx": values["max_position_embeddings"],
         "d_head": width // heads,
-        "n_heads": heads,
-        "d_vocab": values["vocab_size"],
-        "d_mlp": values["intermediate_size"],
         "act_fn": ACTIVATIONS[values["hidden_act"]],
         "normalization_type": "LN",
         "norm_position": "post",
         "final_norm": False,
-        "eps": values["layer_norm_eps"],
         "positional_embedding_type": "standard",
         "attention_dir": "bidirectional",
         "embed_norm": True,
-        "n_token_types": values["type_vocab_size"],
         "mlm_head": True,
         "unembed_bias": True,
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": values["initializer_range"],
     }
 
 
 def _describe(config: TransformerConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.d_vocab,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.d_mlp,
         "hidden_act": config.act_fn,
-        "max_position_embeddings": config.n_ctx,
-        "type_vocab_size": config.n_token_types,
-        "layer_norm_eps": config.eps,
-        "initializer_range": config.initializer_range,
-        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -108,6 +100,7 @@ BERT = Family(
     architectures=("BertForMaskedLM", "BertForPreTraining"),
     fields=FIELDS,
     harmless=HARMLESS,
+    same=SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

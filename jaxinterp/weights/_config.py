@@ -67,7 +67,9 @@ def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
         value = raw.get(name, field.default)
         faults.extend(_faults_of(name, field, value))
         values[name] = float(value) if field.kind == NUMBER and isinstance(value, int) else value
-    arguments = family.config(values, faults) if not faults else {}
+    arguments: dict[str, Any] = {}
+    if not faults:
+        arguments = {ours: values[theirs] for theirs, ours in family.same.items()} | family.config(values, faults)
     if not faults:
         try:
             return TransformerConfig(**arguments)

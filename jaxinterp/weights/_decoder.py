@@ -6,13 +6,22 @@ from typing import Any
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import frequencies_fault
 from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
-from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Field, Row, Twin
+from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._rotary_fields import ROTARY_FIELDS, describe_scaling, features, read_rotary
 from jaxinterp.weights._transforms import flat_heads, heads_from_columns, heads_from_rows, transposed
 
 HARMLESS = COMMON_HARMLESS | {"attention_dropout", "pretraining_tp", "max_sequence_length"}
-SPELLINGS = ({"prefix": "model."}, {"prefix": ""})
-TWINS = (Twin("lm_head.weight", "{prefix}embed_tokens.weight"),)
+SAME = {
+    "vocab_size": "d_vocab",
+    "max_position_embeddings": "n_ctx",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_mlp",
+    "rms_norm_eps": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
 BUFFERS = (
     Buffer("{prefix}layers.{layer}.self_attn.rotary_emb.inv_freq", frequencies_fault),
     Buffer("{prefix}rotary_emb.inv_freq", frequencies_fault),
@@ -108,54 +117,64 @@ def decoder_config(
         faults.append("partial_rotary_factor is implemented for 1.0 only")
     biases = values.get("attention_bias", False)
     return {
-        "n_layers": values["num_hidden_layers"],
-        "d_model": width,
-        "n_ctx": values["max_position_embeddings"],
         "d_head": d_head,
-        "n_heads": heads,
         "n_key_value_heads": key_value_heads,
-        "d_vocab": values["vocab_size"],
-        "d_mlp": values["intermediate_size"],
         "act_fn": ACTIVATIONS[values["hidden_act"] if act is None else act],
         "gated_mlp": True,
         "normalization_type": "RMS",
-        "eps": values["rms_norm_eps"],
         "positional_embedding_type": "rotary",
         **rotary,
         **features(partial, d_head),
         "attention_bias": biases,
         "attention_output_bias": biases,
         "mlp_bias": values.get("mlp_bias", False),
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": values["initializer_range"],
     }
 
 
-def decoder_describe(
-    fields: Mapping[str, Field], **more: Callable[[TransformerConfig], Any]
-) -> Callable[[TransformerConfig], dict[str, Any]]:
-    """What writes a config.json with `fields`, of which `more` gives those that are the family's own."""
+def decoder_family(
+    model_type: str,
+    name: str,
+    fields: Mapping[str, Field],
+    *,
+    architectures: tuple[str, ...] = (),
+    config: Callable[[dict[str, Any], list[str]], dict[str, Any]] = decoder_config,
+    rows: tuple[Row, ...] = (*DECODER_ROWS, *PRE_NORM_ROWS),
+    harmless: tuple[str, ...] = (),
+    describe: Mapping[str, Callable[[TransformerConfig], Any]] | None = None,
+) -> Family:
+    """A relative of Llama.
 
-    def describe(config: TransformerConfig) -> dict[str, Any]:
+    Args:
+        model_type, fields, config, rows: see `Family`.
+        name: what the reference implementation's classes begin with.
+        architectures: theirs, where they are not those of that name.
+        harmless: fields that do not change the computation, beside those that all have.
+        describe: how the fields that are the family's own are written.
+    """
+
+    def described(config: TransformerConfig) -> dict[str, Any]:
         raw = {
-            "vocab_size": config.d_vocab,
-            "max_position_embeddings": config.n_ctx,
-            "hidden_size": config.d_model,
-            "num_hidden_layers": config.n_layers,
-            "num_attention_heads": config.n_heads,
             "num_key_value_heads": config.key_value_heads,
             "head_dim": config.d_head,
-            "intermediate_size": config.d_mlp,
             "hidden_act": config.act_fn,
-            "rms_norm_eps": config.eps,
-            "initializer_range": config.initializer_range,
             "attention_bias": config.attention_bias,
             "mlp_bias": config.mlp_bias,
-            "tie_word_embeddings": config.tie_word_embeddings,
             "rope_theta": config.rotary_base,
             "rope_scaling": describe_scaling(config),
         }
-        raw = {name: value for name, value in raw.items() if name in fields}
-        return raw | {name: value(config) for name, value in more.items()}
+        own = {field: value(config) for field, value in (describe or {}).items()}
+        return {field: value for field, value in raw.items() if field in fields} | own
 
-    return describe
+    return Family(
+        model_type=model_type,
+        architectures=architectures or (f"{name}ForCausalLM", f"{name}Model"),
+        fields=fields,
+        harmless=HARMLESS | frozenset(harmless),
+        same=SAME,
+        config=config,
+        describe=described,
+        rows=rows,
+        spellings=({"prefix": "model."}, {"prefix": ""}),
+        buffers=BUFFERS,
+        twins=(Twin("lm_head.weight", "{prefix}embed_tokens.weight"),),
+    )

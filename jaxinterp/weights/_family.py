@@ -86,9 +86,10 @@ class Family:
         architectures: the values of `architectures` that this table describes.
         fields: the config fields that are understood.
         harmless: the config fields that do not change the computation.
-        config: the arguments of `TransformerConfig`, from the fields' values; it appends to the list what it cannot
+        same: the config fields that are a field of `TransformerConfig` under another name: theirs to ours.
+        config: the other arguments of `TransformerConfig`, from the fields' values; it appends to the list what it cannot
             translate.
-        describe: the fields of a config.json for a config: the inverse of `config`, as far as the family can say it
+        describe: the other fields of a config.json for a config: the inverse of `config`, as far as the family can say it
             (`save` reads the result back and compares).
         rows: the name map.
         spellings: what the other placeholders of names stand for; several, where files differ in it ("{prefix}", say).
@@ -100,6 +101,7 @@ class Family:
     architectures: tuple[str, ...]
     fields: Mapping[str, Field]
     harmless: frozenset[str]
+    same: Mapping[str, str]
     config: Callable[[dict[str, Any], list[str]], dict[str, Any]]
     describe: Callable[[TransformerConfig], dict[str, Any]]
     rows: tuple[Row, ...]

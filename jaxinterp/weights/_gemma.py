@@ -11,17 +11,13 @@ from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._config import ACTIVATIONS
 from jaxinterp.weights._decoder import (
     DECODER_ROWS,
-    HARMLESS,
-    PRE_NORM_ROWS,
     QK_NORM_ROWS,
     SANDWICH_ROWS,
-    SPELLINGS,
-    TWINS,
     decoder_config,
-    decoder_describe,
+    decoder_family,
     decoder_fields,
 )
-from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Family, Field
+from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Field
 from jaxinterp.weights._rotary_fields import (
     GLOBAL,
     LAYER_TYPES,
@@ -140,38 +136,29 @@ CAPPED: dict[str, Any] = {
     "attn_logit_softcapping": lambda config: config.attn_scores_soft_cap,
 }
 
-GEMMA = Family(
-    model_type="gemma",
-    architectures=("GemmaForCausalLM", "GemmaModel"),
-    fields=FIELDS_1,
-    harmless=HARMLESS,
+GEMMA = decoder_family(
+    "gemma",
+    "Gemma",
+    FIELDS_1,
     config=_shared,
-    describe=decoder_describe(
-        FIELDS_1, hidden_act=lambda config: TANH if config.act_fn == "gelu_new" else config.act_fn
-    ),
-    rows=(*DECODER_ROWS, *PRE_NORM_ROWS),
-    spellings=SPELLINGS,
-    twins=TWINS,
+    describe={"hidden_act": lambda config: TANH if config.act_fn == "gelu_new" else config.act_fn},
 )
-GEMMA2 = Family(
-    model_type="gemma2",
-    architectures=("Gemma2ForCausalLM", "Gemma2Model"),
-    fields=FIELDS_2,
-    harmless=HARMLESS | {"cache_implementation"},
+GEMMA2 = decoder_family(
+    "gemma2",
+    "Gemma2",
+    FIELDS_2,
     config=_config_2,
-    describe=decoder_describe(FIELDS_2, **CAPPED),
     rows=(*DECODER_ROWS, *SANDWICH_ROWS),
-    spellings=SPELLINGS,
-    twins=TWINS,
+    harmless=("cache_implementation",),
+    describe=CAPPED,
 )
-GEMMA3 = Family(
-    model_type="gemma3_text",
+GEMMA3 = decoder_family(
+    "gemma3_text",
+    "Gemma3",
+    FIELDS_3,
     architectures=("Gemma3ForCausalLM", "Gemma3TextModel"),
-    fields=FIELDS_3,
-    harmless=HARMLESS | {"cache_implementation"},
     config=_config_3,
-    describe=decoder_describe(FIELDS_3, **CAPPED, rope_local_base_freq=lambda config: config.rotary_base_local),
     rows=(*DECODER_ROWS, *SANDWICH_ROWS, *QK_NORM_ROWS),
-    spellings=SPELLINGS,
-    twins=TWINS,
+    harmless=("cache_implementation",),
+    describe={**CAPPED, "rope_local_base_freq": lambda config: config.rotary_base_local},
 )

@@ -29,6 +29,16 @@ HARMLESS = COMMON_HARMLESS | frozenset(
     """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
     summary_first_dropout n_special predict_special_tokens""".split()
 )
+SAME = {
+    "vocab_size": "d_vocab",
+    "n_positions": "n_ctx",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+    "layer_norm_epsilon": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
 ROWS = (
     Row("embed.W_E", "{prefix}wte.weight"),
     Row("embed.W_pos", "{prefix}wpe.weight"),
@@ -61,36 +71,20 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     if values["n_ctx"] not in (None, values["n_positions"]):
         faults.append(f"n_ctx = {values['n_ctx']} differs from n_positions = {values['n_positions']}")
     return {
-        "n_layers": values["n_layer"],
-        "d_model": width,
-        "n_ctx": values["n_positions"],
         "d_head": width // heads,
-        "n_heads": heads,
-        "d_vocab": values["vocab_size"],
         "d_mlp": values["n_inner"] or 4 * width,
         "act_fn": ACTIVATIONS[values["activation_function"]],
         "normalization_type": "LN",
-        "eps": values["layer_norm_epsilon"],
         "positional_embedding_type": "standard",
         "attn_scale": None if values["scale_attn_weights"] else 1.0,
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": values["initializer_range"],
     }
 
 
 def _describe(config: TransformerConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.d_vocab,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
         "n_inner": config.d_mlp,
         "activation_function": config.act_fn,
-        "layer_norm_epsilon": config.eps,
-        "initializer_range": config.initializer_range,
         "scale_attn_weights": config.attn_scale != 1.0,
-        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -99,6 +93,7 @@ GPT2 = Family(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     fields=FIELDS,
     harmless=HARMLESS,
+    same=SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

@@ -27,6 +27,19 @@ FIELDS: dict[str, Field] = {
     "rotary_emb_base": Field(NUMBER, None),
     "tie_word_embeddings": Field(FLAG, False),
 }
+SAME = {
+    "vocab_size": "d_vocab",
+    "max_position_embeddings": "n_ctx",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_mlp",
+    "layer_norm_eps": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+    "use_parallel_residual": "parallel_attn_mlp",
+    "attention_bias": "attention_bias",
+}
 LAYER = "{prefix}layers.{layer}."
 ROWS = (
     Row("embed.W_E", "{prefix}embed_in.weight"),
@@ -67,44 +80,22 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     rotary = read_rotary({**values, **given}, faults)
     partial, d_head = rotary.pop("partial", 1.0), width // heads
     return {
-        "n_layers": values["num_hidden_layers"],
-        "d_model": width,
-        "n_ctx": values["max_position_embeddings"],
         "d_head": d_head,
-        "n_heads": heads,
-        "d_vocab": values["vocab_size"],
-        "d_mlp": values["intermediate_size"],
         "act_fn": ACTIVATIONS[values["hidden_act"]],
         "normalization_type": "LN",
-        "eps": values["layer_norm_eps"],
-        "parallel_attn_mlp": values["use_parallel_residual"],
         "positional_embedding_type": "rotary",
         **rotary,
         "rotary_dim": int(partial * d_head),
-        "attention_bias": values["attention_bias"],
         "attention_output_bias": values["attention_bias"],
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": values["initializer_range"],
     }
 
 
 def _describe(config: TransformerConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.d_vocab,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.d_mlp,
         "hidden_act": config.act_fn,
-        "max_position_embeddings": config.n_ctx,
-        "layer_norm_eps": config.eps,
-        "initializer_range": config.initializer_range,
-        "use_parallel_residual": config.parallel_attn_mlp,
-        "attention_bias": config.attention_bias,
         "rotary_emb_base": config.rotary_base,
         "rotary_pct": config.rotary_features / config.d_head,
         "rope_scaling": describe_scaling(config),
-        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -113,6 +104,7 @@ GPT_NEOX = Family(
     architectures=("GPTNeoXForCausalLM", "GPTNeoXModel"),
     fields=FIELDS,
     harmless=COMMON_HARMLESS | {"attention_dropout", "hidden_dropout", "classifier_dropout"},
+    same=SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

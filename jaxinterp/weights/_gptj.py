@@ -28,6 +28,16 @@ HARMLESS = COMMON_HARMLESS | frozenset(
     """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
     summary_first_dropout""".split()
 )
+SAME = {
+    "vocab_size": "d_vocab",
+    "n_positions": "n_ctx",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+    "layer_norm_epsilon": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
 LAYER = "{prefix}h.{layer}."
 ROWS = (
     Row("embed.W_E", "{prefix}wte.weight"),
@@ -53,16 +63,10 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     if width % heads:
         faults.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
     return {
-        "n_layers": values["n_layer"],
-        "d_model": width,
-        "n_ctx": values["n_positions"],
         "d_head": width // heads,
-        "n_heads": heads,
-        "d_vocab": values["vocab_size"],
         "d_mlp": values["n_inner"] or 4 * width,
         "act_fn": ACTIVATIONS[values["activation_function"]],
         "normalization_type": "LN",
-        "eps": values["layer_norm_epsilon"],
         "parallel_attn_mlp": True,
         "shared_norm": True,
         "positional_embedding_type": "rotary",
@@ -71,24 +75,14 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
         "attention_bias": False,
         "attention_output_bias": False,
         "unembed_bias": True,
-        "tie_word_embeddings": values["tie_word_embeddings"],
-        "initializer_range": values["initializer_range"],
     }
 
 
 def _describe(config: TransformerConfig) -> dict[str, Any]:
     return {
-        "vocab_size": config.d_vocab,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
         "rotary_dim": config.rotary_features,
         "n_inner": config.d_mlp,
         "activation_function": config.act_fn,
-        "layer_norm_epsilon": config.eps,
-        "initializer_range": config.initializer_range,
-        "tie_word_embeddings": config.tie_word_embeddings,
     }
 
 
@@ -97,6 +91,7 @@ GPTJ = Family(
     architectures=("GPTJForCausalLM", "GPTJModel"),
     fields=FIELDS,
     harmless=HARMLESS,
+    same=SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

@@ -98,7 +98,7 @@ def _described(table: Family, config: TransformerConfig) -> dict[str, Any]:
     raw: dict[str, Any] = {"model_type": table.model_type}
     if table.architectures:
         raw["architectures"] = [table.architectures[0]]
-    raw |= table.describe(config)
+    raw |= {theirs: getattr(config, ours) for theirs, ours in table.same.items()} | table.describe(config)
     try:
         differ = _differences(translate(raw, table), config)
     except ConfigError as error:

@@ -1,17 +1,7 @@
 """Llama 2, 3 and 3.1+: rotary positions (plain, linear or llama3 scaling), RMSNorm, gated MLP, grouped keys and values."""
 
-from jaxinterp.weights._decoder import (
-    BUFFERS,
-    DECODER_ROWS,
-    HARMLESS,
-    PRE_NORM_ROWS,
-    SPELLINGS,
-    TWINS,
-    decoder_config,
-    decoder_describe,
-    decoder_fields,
-)
-from jaxinterp.weights._family import FLAG, NUMBER, Family, Field
+from jaxinterp.weights._decoder import decoder_family, decoder_fields
+from jaxinterp.weights._family import FLAG, NUMBER, Field
 
 FIELDS = {
     **decoder_fields(
@@ -28,15 +18,4 @@ FIELDS = {
     "rope_interleaved": Field(FLAG, False, (False,)),
 }
 
-LLAMA = Family(
-    model_type="llama",
-    architectures=("LlamaForCausalLM", "LlamaModel"),
-    fields=FIELDS,
-    harmless=HARMLESS | {"is_llama_config"},
-    config=decoder_config,
-    describe=decoder_describe(FIELDS),
-    rows=(*DECODER_ROWS, *PRE_NORM_ROWS),
-    spellings=SPELLINGS,
-    buffers=BUFFERS,
-    twins=TWINS,
-)
+LLAMA = decoder_family("llama", "Llama", FIELDS, harmless=("is_llama_config",))

@@ -2,18 +2,8 @@
 
 from typing import Any
 
-from jaxinterp.weights._decoder import (
-    BUFFERS,
-    DECODER_ROWS,
-    HARMLESS,
-    PRE_NORM_ROWS,
-    SPELLINGS,
-    TWINS,
-    decoder_config,
-    decoder_describe,
-    decoder_fields,
-)
-from jaxinterp.weights._family import COUNT, Family, Field
+from jaxinterp.weights._decoder import decoder_config, decoder_family, decoder_fields
+from jaxinterp.weights._family import COUNT, Field
 
 FIELDS = {
     **decoder_fields(
@@ -33,15 +23,6 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     return decoder_config(values, faults) | {"window_size": values["sliding_window"]}
 
 
-MISTRAL = Family(
-    model_type="mistral",
-    architectures=("MistralForCausalLM", "MistralModel"),
-    fields=FIELDS,
-    harmless=HARMLESS,
-    config=_config,
-    describe=decoder_describe(FIELDS, sliding_window=lambda config: config.window_size),
-    rows=(*DECODER_ROWS, *PRE_NORM_ROWS),
-    spellings=SPELLINGS,
-    buffers=BUFFERS,
-    twins=TWINS,
+MISTRAL = decoder_family(
+    "mistral", "Mistral", FIELDS, config=_config, describe={"sliding_window": lambda config: config.window_size}
 )

@@ -46,6 +46,7 @@ NATIVE = Family(
     architectures=(),
     fields=FIELDS,
     harmless=frozenset({"model_type", "tokenizer", "dtype", "bos_token_id", "eos_token_id"}),
+    same={},
     config=_config,
     describe=_describe,
     rows=(Row("*", "{path}"),),

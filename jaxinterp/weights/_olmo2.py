@@ -2,17 +2,8 @@
 
 from typing import Any
 
-from jaxinterp.weights._decoder import (
-    DECODER_ROWS,
-    HARMLESS,
-    SPELLINGS,
-    TWINS,
-    decoder_config,
-    decoder_describe,
-    decoder_fields,
-    norm_rows,
-)
-from jaxinterp.weights._family import FLAG, Family, Field, Row
+from jaxinterp.weights._decoder import DECODER_ROWS, decoder_config, decoder_family, decoder_fields, norm_rows
+from jaxinterp.weights._family import FLAG, Field, Row
 from jaxinterp.weights._transforms import flat_heads
 
 FIELDS = {
@@ -33,19 +24,15 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     return decoder_config(values, faults) | {"norm_position": "output", "qk_norm": "all"}
 
 
-OLMO2 = Family(
-    model_type="olmo2",
-    architectures=("Olmo2ForCausalLM", "Olmo2Model"),
-    fields=FIELDS,
-    harmless=HARMLESS,
+OLMO2 = decoder_family(
+    "olmo2",
+    "Olmo2",
+    FIELDS,
     config=_config,
-    describe=decoder_describe(FIELDS),
     rows=(
         *DECODER_ROWS,
         *norm_rows(ln1_post="post_attention_layernorm", ln2_post="post_feedforward_layernorm"),
         Row("blocks.attn.q_norm.w", "{prefix}layers.{layer}.self_attn.q_norm.weight", flat_heads),
         Row("blocks.attn.k_norm.w", "{prefix}layers.{layer}.self_attn.k_norm.weight", flat_heads),
     ),
-    spellings=SPELLINGS,
-    twins=TWINS,
 )

@@ -2,17 +2,8 @@
 
 from typing import Any
 
-from jaxinterp.weights._decoder import (
-    ENDS_ROWS,
-    HARMLESS,
-    PRE_NORM_ROWS,
-    SPELLINGS,
-    TWINS,
-    decoder_config,
-    decoder_describe,
-    decoder_fields,
-)
-from jaxinterp.weights._family import COUNT, FLAG, NUMBER, Family, Field, Row
+from jaxinterp.weights._decoder import ENDS_ROWS, PRE_NORM_ROWS, decoder_config, decoder_family, decoder_fields
+from jaxinterp.weights._family import COUNT, FLAG, NUMBER, Field, Row
 from jaxinterp.weights._transforms import heads_from_columns, stacked_columns, stacked_heads, transposed
 
 FIELDS = {
@@ -36,17 +27,11 @@ def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
     return decoder_config(values, faults, partial_rotary=True) | {"window_size": values["sliding_window"]}
 
 
-PHI3 = Family(
-    model_type="phi3",
-    architectures=("Phi3ForCausalLM", "Phi3Model"),
-    fields=FIELDS,
-    harmless=HARMLESS | {"resid_pdrop", "embd_pdrop"},
+PHI3 = decoder_family(
+    "phi3",
+    "Phi3",
+    FIELDS,
     config=_config,
-    describe=decoder_describe(
-        FIELDS,
-        partial_rotary_factor=lambda config: config.rotary_features / config.d_head,
-        sliding_window=lambda config: config.window_size,
-    ),
     rows=(
         *ENDS_ROWS,
         *PRE_NORM_ROWS,
@@ -61,6 +46,9 @@ PHI3 = Family(
         ),
         Row("blocks.mlp.W_out", "{prefix}layers.{layer}.mlp.down_proj.weight", transposed),
     ),
-    spellings=SPELLINGS,
-    twins=TWINS,
+    harmless=("resid_pdrop", "embd_pdrop"),
+    describe={
+        "partial_rotary_factor": lambda config: config.rotary_features / config.d_head,
+        "sliding_window": lambda config: config.window_size,
+    },
 )

@@ -3,18 +3,14 @@
 from typing import Any
 
 from jaxinterp.weights._decoder import (
-    BUFFERS,
     DECODER_ROWS,
-    HARMLESS,
     PRE_NORM_ROWS,
     QK_NORM_ROWS,
-    SPELLINGS,
-    TWINS,
     decoder_config,
-    decoder_describe,
+    decoder_family,
     decoder_fields,
 )
-from jaxinterp.weights._family import COUNT, FLAG, Family, Field
+from jaxinterp.weights._family import COUNT, FLAG, Field
 from jaxinterp.weights._rotary_fields import GLOBAL, LAYER_TYPES, LOCAL, describe_types, read_windows
 
 SIZES = {
@@ -57,27 +53,12 @@ WINDOWS: dict[str, Any] = {
     "layer_types": describe_types,
 }
 
-QWEN2 = Family(
-    model_type="qwen2",
-    architectures=("Qwen2ForCausalLM", "Qwen2Model"),
-    fields=FIELDS_2,
-    harmless=HARMLESS,
-    config=_config_2,
-    describe=decoder_describe(FIELDS_2, **WINDOWS),
-    rows=(*DECODER_ROWS, *PRE_NORM_ROWS),
-    spellings=SPELLINGS,
-    buffers=BUFFERS,
-    twins=TWINS,
-)
-QWEN3 = Family(
-    model_type="qwen3",
-    architectures=("Qwen3ForCausalLM", "Qwen3Model"),
-    fields=FIELDS_3,
-    harmless=HARMLESS,
+QWEN2 = decoder_family("qwen2", "Qwen2", FIELDS_2, config=_config_2, describe=WINDOWS)
+QWEN3 = decoder_family(
+    "qwen3",
+    "Qwen3",
+    FIELDS_3,
     config=_config_3,
-    describe=decoder_describe(FIELDS_3, **WINDOWS),
     rows=(*DECODER_ROWS, *PRE_NORM_ROWS, *QK_NORM_ROWS),
-    spellings=SPELLINGS,
-    buffers=BUFFERS,
-    twins=TWINS,
+    describe=WINDOWS,
 )

@@ -271,11 +271,12 @@ def test_a_new_family_is_a_table():
         architectures=("Toy",),
         fields={"width": Field(COUNT), "depth": Field(COUNT, 2)},
         harmless=frozenset({"model_type"}),
+        same={"depth": "n_layers"},
         config=lambda values, faults: {
-            "n_layers": values["depth"], "d_model": values["width"], "n_ctx": 8, "n_heads": 1, "d_head": values["width"],
+            "d_model": values["width"], "n_ctx": 8, "n_heads": 1, "d_head": values["width"],
             "d_vocab": 5, "attn_only": True, "normalization_type": None, "attention_bias": False, "attention_output_bias": False,
         },
-        describe=lambda config: {"width": config.d_model, "depth": config.n_layers},
+        describe=lambda config: {"width": config.d_model},
         rows=(Row("*", "toy.{path}"),),
     )  # fmt: skip
     config = translate({"model_type": "toy", "width": 4}, toy)
