@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         models,
         nn,
         patching,
+        saes,
         store,
         tap,
         tasks,
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
     from jaxinterp.weights import LanguageModel, Tokenizer, load, save
 
 _PACKAGES = (
-    "attribution", "audit", "guests", "mesh", "models", "nn", "patching", "store", "tap", "tasks", "training", "viz", "weights",
-    "zoo",
+    "attribution", "audit", "guests", "mesh", "models", "nn", "patching", "saes", "store", "tap", "tasks", "training", "viz",
+    "weights", "zoo",
 )  # fmt: skip
 # Where each public name lives; a package is imported when one of its names is first used, so that `import jaxinterp` is cheap.
 _HOMES = {

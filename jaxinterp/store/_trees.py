@@ -60,7 +60,7 @@ def save_tree(tree: PyTree, folder: str | Path, *, overwrite: bool = False) -> P
         7
     """
     folder = Path(folder).expanduser().absolute()
-    records, arrays = _taken_apart(tree)
+    records, arrays = taken_apart(tree)
     with _folder_of_all(folder, overwrite) as temporary:
         if arrays:
             import orbax.checkpoint as ocp
@@ -98,7 +98,11 @@ def load_tree(folder: str | Path, like: PyTree) -> PyTree:
         Array([0, 1, 2], dtype=int32)
     """
     folder = Path(folder).expanduser().absolute()
-    records = _read_records(folder)
+    return rebuilt(folder, _read_records(folder), like)
+
+
+def rebuilt(folder: Path, records: list[dict[str, Any]], like: PyTree) -> PyTree:
+    """The tree whose leaves `records` tells, with the arrays under `folder`."""
     leaves, structure = jax.tree.flatten(like)
     names = _names(like)
     _check_same(folder, records, {name: _kind(leaf) for name, leaf in zip(names, leaves, strict=True)})
@@ -142,7 +146,7 @@ def _kind(leaf: Any) -> str:
     return f"{dtype}{list(leaf.shape)}" if legal else ""
 
 
-def _taken_apart(tree: PyTree) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def taken_apart(tree: PyTree) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """A record of each leaf, and the arrays by the number of their leaf."""
     records, arrays, faults = [], {}, []
     for i, (name, leaf) in enumerate(zip(_names(tree), jax.tree.leaves(tree), strict=True)):

@@ -1,0 +1,144 @@
+"""What a run tells while it runs: rows of metrics in a file, and a line in the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxinterp._typing import Array
+from jaxinterp.mesh import is_writer
+
+Row = dict[str, Any]
+
+
+class Metrics:
+    """Gathers the metrics of steps, as arrays on devices, and closes a row of their means when asked.
+
+    Args:
+        file: gets one line of JSON for each row; lines of steps after `taken` are dropped first. None: none is written.
+        steps: how many steps the run has.
+        taken: how many were taken before.
+        batch_size: rows of a step.
+        progress: whether the terminal shows steps, time left, loss, L0 and dead share.
+        sites: what is read, for messages.
+    """
+
+    def __init__(self, file: Path | None, *, steps: int, taken: int, batch_size: int, progress: bool, sites: list[str]):
+        self._file = file if is_writer() else None
+        self._steps, self._taken, self._batch_size, self._sites = steps, taken, batch_size, sites
+        self._pending: list[tuple[dict[str, Array], Any]] = []
+        self._start, self._bar = time.perf_counter(), None
+        self.rows: list[Row] = []
+        if self._file is not None:
+            self.rows = (
+                [row for row in read_metrics(self._file) if row["step"] <= taken] if self._file.is_file() else []
+            )
+            self._file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+        if progress and is_writer():
+            self._bar = _Bar(steps, taken)
+
+    def __enter__(self) -> Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def add(self, metrics: dict[str, Array], documents: Any) -> None:
+        """Notes one step; `documents` [B] tell where its rows come from."""
+        self._pending.append((metrics, documents))
+
+    def close_row(self) -> str:
+        """The means of the steps since the last row become a row; waits for the devices.
+
+        Returns:
+            What was wrong, if a step was not finite (its update was left out, so the state is good); else nothing.
+        """
+        if not self._pending:
+            return ""
+        steps = [
+            ({name: np.asarray(value) for name, value in metrics.items()}, docs) for metrics, docs in self._pending
+        ]
+        self._pending = []
+        first = self._taken + 1
+        self._taken += len(steps)
+        for i, (metrics, documents) in enumerate(steps):
+            if not metrics["finite"].all() or (metrics["bad_row"] >= 0).any():
+                return self._not_finite(first + i, metrics, documents)
+        row: Row = {"step": self._taken, "rows": self._taken * self._batch_size}
+        row["seconds"] = round(time.perf_counter() - self._start, 3)
+        for name in steps[0][0]:
+            if name not in ("finite", "bad_row"):
+                row[name] = np.mean([metrics[name] for metrics, _ in steps], axis=0).tolist()
+        self.rows.append(row)
+        if self._file is not None:
+            with self._file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(row) + "\n")
+        if self._bar is not None:
+            self._bar.show(row)
+        return ""
+
+    def _not_finite(self, step: int, metrics: dict[str, np.ndarray], documents: Any) -> str:
+        left_out = "The update of that step was left out, so the state before it is kept."
+        bad = int(np.max(metrics["bad_row"]))
+        if bad < 0:
+            return (
+                f"The loss of step {step} is {metrics['loss'].tolist()} (norm of the gradient "
+                f"{metrics['gradient_norm'].tolist()}), of rows that are finite. {left_out} Lower the learning rate, lengthen "
+                f"its warm-up, or set clip."
+            )
+        where = "" if documents is None else f", document {int(np.asarray(documents)[bad])}"
+        return (
+            f"Row {bad} of step {step} ({', '.join(self._sites)}{where}) has a value that is not finite. {left_out} Look at "
+            f"that document, or exclude it; float16 or bfloat16 activations may overflow."
+        )
+
+
+def read_metrics(file: str | Path) -> list[Row]:
+    """The rows of a metrics file, in the order of their steps.
+
+    Args:
+        file: `metrics.jsonl` of a run. A last line that was cut short is left out.
+    """
+    rows = []
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class _Bar:
+    """A line in the terminal."""
+
+    def __init__(self, steps: int, taken: int):
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._progress = Progress(
+            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
+            TimeRemainingColumn(), TextColumn("{task.fields[now]}"),
+        )  # fmt: skip
+        self._task = self._progress.add_task("training", total=steps, completed=taken, now="")
+        self._progress.start()
+
+    def show(self, row: Row) -> None:
+        """The newest row."""
+        mean = lambda name: float(np.mean(row[name]))
+        text = f"loss {mean('loss'):.4g}  FVU {mean('fvu'):.3f}  L0 {mean('l0'):.1f}  dead {mean('dead'):.1%}"
+        self._progress.update(self._task, completed=row["step"], now=text)
+
+    def stop(self) -> None:
+        """Leaves the line as it is."""
+        self._progress.stop()

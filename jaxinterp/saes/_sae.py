@@ -1,0 +1,94 @@
+"""A trained dictionary: parameters and config, as one pytree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxinterp._errors import InputError
+from jaxinterp._tree import pytree, static
+from jaxinterp._typing import Array, Float
+from jaxinterp.saes import _linear
+from jaxinterp.saes._config import SAEConfig
+from jaxinterp.saes._normalize import normalized, restored
+from jaxinterp.saes._sparse import SparseLatents
+
+
+@pytree
+class SAE:
+    """A sparse dictionary; a transcoder where its config names a target.
+
+    Its methods are pure functions of the pytree, so they go under jit, vmap, grad and a mesh.
+
+    Attributes:
+        params: W_enc [N, D], W_dec [N, D_out], b_dec [D_out], and what its architecture has besides (b_enc [N], ...).
+        scales: scalars, "input" and "target": what rows are multiplied by first (`SAEConfig.normalize`).
+        config: its config.
+    """
+
+    params: Any
+    scales: Any
+    config: SAEConfig = static()
+
+    def encode(self, x: Float[Array, "... D"]) -> Float[Array, "... N"]:
+        """The activation of each latent, float32.
+
+        Raises:
+            InputError: x is not as wide as what the dictionary reads.
+        """
+        latents = self.encode_active(x)
+        latents = latents.dense() if isinstance(latents, SparseLatents) else latents
+        return latents.reshape(*x.shape[:-1], self.config.n_latents)
+
+    def encode_active(self, x: Float[Array, "... D"]) -> Float[Array, "B N"] | SparseLatents:
+        """The same for rows [B, D] (other axes are flattened), as the architecture has it.
+
+        `SparseLatents` of TopK, else [B, N].
+        """
+        self._check(x)
+        rows = normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
+        return self.config.architecture.encode(self.params, rows, self.config)
+
+    def decode(
+        self, latents: Float[Array, "... N"] | SparseLatents, x: Float[Array, "... D"] | None = None
+    ) -> Float[Array, "... D_out"]:
+        """The reconstruction (a transcoder's: of its target), float32.
+
+        Args:
+            latents: as `encode` or `encode_active` gives them, also changed.
+            x: what they were encoded from; needed by normalize="layer_norm" and by a skip transcoder alone.
+
+        Raises:
+            InputError: x is needed and not there.
+        """
+        if x is None and (self.config.normalize == "layer_norm" or self.config.skip):
+            raise InputError(
+                f"This dictionary (normalize={self.config.normalize!r}, skip={self.config.skip}) decodes latents together with "
+                f"what they were encoded from: decode(latents, x)."
+            )
+        shape = (
+            x.shape if x is not None else latents.values.shape if isinstance(latents, SparseLatents) else latents.shape
+        )
+        codes = latents if isinstance(latents, SparseLatents) else latents.reshape(-1, self.config.n_latents)
+        rows = None if x is None else normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
+        out = _linear.decode(self.config.architecture.decoder(self.params), codes, rows, self.config)
+        kept = jnp.ones((1, 1), jnp.float32) if x is None else self._rows(x)
+        out = restored(out, normalized(kept, self.scales["target"], self.config.normalize)[1])
+        return out.reshape(*shape[:-1], self.config.width_out)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D_out"]:
+        """Encodes and decodes."""
+        latents = self.encode_active(x)
+        return self.decode(latents, x)
+
+    def _rows(self, x: Array) -> Array:
+        return x.reshape(-1, self.config.d_in)
+
+    def _check(self, x: Array) -> None:
+        if x.ndim < 1 or x.shape[-1] != self.config.d_in or not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"activations of {x.dtype}{list(x.shape)}; this dictionary reads {self.config.site!r} as floating-point numbers, "
+                f"{self.config.d_in} wide. Give what `capture({self.config.site.split('.')[0]!r})` gives at that site, or load "
+                f"the dictionary of the other one."
+            )
