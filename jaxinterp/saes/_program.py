@@ -19,7 +19,7 @@ from jaxinterp.saes._members import common, hypers
 from jaxinterp.saes._normalize import measured_scale, normalized
 from jaxinterp.saes._resample import resampled
 from jaxinterp.saes._sae import SAE
-from jaxinterp.saes._step import TrainState, is_cut, make_step
+from jaxinterp.saes._step import Hyper, TrainState, is_cut, make_step
 from jaxinterp.saes._train_config import TrainConfig
 
 
@@ -103,9 +103,11 @@ class Program:
 
     def step(self, state: TrainState, x: Array, target: Array) -> tuple[TrainState, dict[str, Array]]:
         """One step; `state` is used up."""
-        each = hypers(self.members)
-        hyper = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if self.layout.stacked else each[0]
-        return _step(self.config, self.layout)(state, x, target, hyper)
+        return _step(self.config, self.layout)(state, x, target, self._hyper())
+
+    def compiled(self, state: TrainState, x: Array, target: Array) -> Any:
+        """The compiled program of a step (a `jax.stages.Compiled`); arrays may be shapes."""
+        return _step(self.config, self.layout).lower(state, x, target, self._hyper()).compile()
 
     def resample(self, state: TrainState, x: Array, target: Array) -> TrainState:
         """Dead latents given new directions; `state` is used up."""
@@ -120,6 +122,10 @@ class Program:
             SAE(params=params, scales=scales, config=member.sae)
             for (params, scales), member in zip(trees, self.members, strict=True)
         ]
+
+    def _hyper(self) -> Hyper:
+        each = hypers(self.members)
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if self.layout.stacked else each[0]
 
     def _keys(self) -> Array:
         keys = [jax.random.key(member.seed) for member in self.members]
@@ -173,7 +179,8 @@ def _first(config: TrainConfig, layout: Layout) -> Callable[..., TrainState]:
 
 
 @functools.lru_cache(maxsize=32)
-def _step(config: TrainConfig, layout: Layout) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+def _step(config: TrainConfig, layout: Layout) -> Any:
+    """`(state, x, target, hyper) -> (state, metrics)`, jitted; the state is donated."""
     axes = layout.axes
     step = _over_members(make_step(config, axes), layout, (True, layout.own_rows, layout.own_rows, True))
     if layout.mesh is None:

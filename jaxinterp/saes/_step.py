@@ -121,7 +121,7 @@ def _global_norm(tree: Params, axes: Axes) -> Float[Array, ""]:
     zero = jnp.zeros((), jnp.float32)
     cut = sum((square for name, square in squares.items() if is_cut(name, tree[name].ndim)), zero)
     whole = sum((square for name, square in squares.items() if not is_cut(name, tree[name].ndim)), zero)
-    return jnp.sqrt(axes.latents(axes.spread(cut)) + whole)
+    return jnp.sqrt(axes.latents(cut) + whole)
 
 
 def _bad_row(x: Array, target: Array, axes: Axes) -> Array:
