@@ -169,10 +169,10 @@ def quiet_sweep(*args, **how):
         return ji.patching.sweep(*args, **how)
 
 
-def check(got, want, scale):
-    """Within 1e-5 of the metric's size."""
+def check(got, want, scale, tolerance=1e-5):
+    """Within `tolerance` of the metric's size."""
     assert got.shape == want.shape
-    assert np.abs(got - want).max() <= 1e-5 * scale, (got, want)
+    assert np.abs(got - want).max() <= tolerance * scale, (got, want)
 
 
 how = functools.partial(
@@ -238,6 +238,19 @@ def test_a_family_equals_the_loop(family):
     want = np.array([loop([cell]) - loop.base for cell in cells])
     assert np.abs(want).max() > 1e-3 * np.abs(loop.base).max()
     check(got, want, np.abs(loop.base).max() + np.abs(want).max())
+
+
+@pytest.mark.usefixtures("bfloat16_products")
+def test_bfloat16_activations_of_float32_parameters():
+    changes = dict(n_layers=2, compute_dtype="bfloat16")
+    model, params, base, source, mask, metric = make_problem(3, changes, 1, (0, 1, 0), "none", 1, 0, False)
+    args = dict(base=base, source=source, site="resid_pre", over={"layer": [0, 1], "position": [2]}, metric=metric)
+    got = quiet_sweep(model, params, **args, keep=("prompts",), progress=False).effect_by_prompt.values.reshape(-1, 3)
+    loop = Loop(model, params, base, source, mask, metric, ji.patch, ["resid_pre"])
+    want = np.array([loop([{"layer": layer, "position": 2}]) - loop.base for layer in (0, 1)])
+    scale = np.abs(loop.base).max() + np.abs(want).max()
+    assert np.abs(want).max() > 0.1 * scale
+    check(got, want, scale, 1e-2)
 
 
 def _some(axis, shape, data):
