@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxinterp._errors import InputError
@@ -84,7 +83,7 @@ def generate(
         raise InputError(
             f"generate feeds outputs back as inputs, but d_vocab_out={config.outputs} is not d_vocab={config.d_vocab}."
         )
-    sampling = Sampling(temperature, key, top_k, top_p, None if stop is None or np.size(stop) == 0 else stop)
+    sampling = Sampling(temperature, key, top_k, top_p, stop)
     check_sampling(config.d_vocab, sampling)
     check_tokens(config, tokens, mask, max_new_tokens)
 
