@@ -326,6 +326,22 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_an_own_unembedding_has_all_parameters(dtype):
+    seen = {}
+
+    def looking(config, params, x, **how):
+        seen.update(jax.tree.map(lambda leaf: leaf.dtype, params))
+        return unembed(config, params, x, **how)
+
+    model = dataclasses.replace(make_model(compute_dtype=dtype), unembed_fn=looking)
+    params = make_params(model)
+    jax.eval_shape(model.forward, params, TOKENS)
+    assert jax.tree.structure(seen) == jax.tree.structure(params)
+    blocks, head, norm = seen["blocks"][0]["attn"]["W_Q"], seen["unembed"]["W_U"], seen["ln_final"]["w"]
+    assert (blocks, head, norm) == ("float32", dtype or "float32", "float32")
+
+
 @pytest.mark.parametrize(("tokens", "how", "kind", "message"), BAD, ids=[b[3][:20] for b in BAD])
 def test_bad_tokens_are_an_error(tokens, how, kind, message):
     from jaxinterp.models import check_tokens
