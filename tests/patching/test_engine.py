@@ -63,6 +63,7 @@ SITES = {
         "embed.norm_scale",
         "final.head_norm_scale",
         "embed.token",
+        "embed.position",
     ],
     "layer,feature": ["mlp.post", "resid_post"],
     "layer": ["attn.out", "mlp.pre"],
@@ -237,6 +238,24 @@ def test_a_family_equals_the_loop(family):
     cells = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
     want = np.array([loop([cell]) - loop.base for cell in cells])
     assert np.abs(want).max() > 1e-3 * np.abs(loop.base).max()
+    check(got, want, np.abs(loop.base).max() + np.abs(want).max())
+
+
+@pytest.mark.parametrize(("site", "moved"), [("embed.token", [1, 2]), ("embed.position", [3, 4])])
+def test_parts_of_the_embedding_run_only_where_the_token_or_its_position_differs(site, moved):
+    model, params, base, source, mask, metric = make_problem(3, dict(n_layers=1), 1, (0, 1, 0), "none", 1, 0, False)
+    shift = np.tile(np.arange(6), (3, 1))
+    shift[2, 3:5] = [4, 3]  # with the same token at both
+    base, source = base.at[2, 3:5].set(7), source.at[2, 3:5].set(7)
+    args = dict(base=base, source=source, site=site, over="position", metric=metric, positions=shift)
+    assert (
+        ji.patching.plan(model, params, **args).n_run == 4
+    )  # 1 and 2, where tokens differ; 3 and 4, which are exchanged
+    got = quiet_sweep(model, params, **args, keep=("prompts",), progress=False).effect_by_prompt.values
+    loop = Loop(model, params, base, source, mask, metric, ji.patch, [site])
+    loop.acts = {site: jnp.take_along_axis(loop.acts[site], jnp.asarray(shift)[:, :, None], axis=1)}
+    want = np.array([loop([{"position": p}]) - loop.base for p in range(6)])
+    assert np.flatnonzero(np.abs(want).max(1) > 1e-3 * np.abs(loop.base).max()).tolist() == moved
     check(got, want, np.abs(loop.base).max() + np.abs(want).max())
 
 
