@@ -91,17 +91,18 @@ def generate(
     first = sampling.choose(logits, 0).astype(tokens.dtype)
 
     def body(carry: Any, _: Any, *, tap: Tap) -> tuple[Any, Array]:
-        token, done, caches, count = carry
+        token, caches, count = carry
         positions = lengths + count
         tap = tap.at(positions=positions, extent=extent)
         x = model.embed(params, token[:, None], positions=positions, tap=tap)
         x, own = model.layers(params, x, positions=positions, prefixes=caches, tap=tap)
         logits = model.unembed(params, x, tap=tap)[:, 0]
         caches = tuple(_write(c, o, tokens.shape[1] + count) for c, o in zip(caches, own, strict=True))
-        following = jnp.where(done, token, sampling.choose(logits, count + 1).astype(token.dtype))
-        return (following, done | sampling.is_stop(following), caches, count + 1), following
+        chosen = sampling.choose(logits, count + 1).astype(token.dtype)
+        following = jnp.where(sampling.is_stop(token), token, chosen)
+        return (following, caches, count + 1), following
 
-    carry = (first, sampling.is_stop(first), caches, jnp.zeros((), jnp.int32))
+    carry = (first, caches, jnp.zeros((), jnp.int32))
     if max_new_tokens == 1:
         return jnp.concatenate([tokens, first[:, None]], 1)
     _, rest = tap.scan(body, carry, None, axis="step", length=max_new_tokens - 1)
