@@ -72,8 +72,7 @@ class Model:
 
     def unembed(self, params: Params, x: Float[Array, "B T D"], **how: Any) -> Float[Array, "B T V"]:
         """See `jaxinterp.models.unembed`."""
-        rest = {name: part for name, part in params.items() if name != "blocks"}
-        return self.unembed_fn(self.config, _cast(self.config, rest), x, **how)
+        return self.unembed_fn(self.config, _cast(self.config, params), x, **how)
 
     def forward(
         self,
@@ -155,14 +154,15 @@ class Model:
 
 
 def _cast(config: TransformerConfig, params: Params) -> Params:
-    """The parameters in the dtype that they are used in; norms compute in float32 and keep their own."""
+    """Parameters in the dtype that they are used in; norms compute in float32 and keep theirs, blocks are cast one by one."""
     if config.compute_dtype is None:
         return params
     dtype = jnp.dtype(config.compute_dtype)
 
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
-        in_norm = any(str(getattr(key, "key", "")).startswith(("ln", "q_norm", "k_norm")) for key in path)
-        return leaf if in_norm else leaf.astype(dtype)
+        names = [str(getattr(key, "key", "")) for key in path]
+        kept = names[:1] == ["blocks"] or any(name.startswith(("ln", "q_norm", "k_norm")) for name in names)
+        return leaf if kept else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
