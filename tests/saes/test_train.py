@@ -16,7 +16,6 @@ from jaxinterp.store import Checkpoints, StoreMismatchError
 from tests.saes.problems import ARCHITECTURES, PlantedStream
 from tests.tiny import check_close, check_same
 
-
 TOPK = TopK(k=3)
 
 
