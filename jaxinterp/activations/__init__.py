@@ -8,8 +8,17 @@ The data flow of an `ActivationStream`:
     pool -> batches as slices of it, until half of it is used; then it is filled up and shuffled again
 """
 
+from jaxinterp.activations._arrays import DrawnStream, from_arrays, from_function
 from jaxinterp.activations._packing import TokenBatch
 from jaxinterp.activations._stream import ActivationStream
 from jaxinterp.activations._tokens import Tokens, read_tokens
 
-__all__ = ["ActivationStream", "TokenBatch", "Tokens", "read_tokens"]
+__all__ = [
+    "ActivationStream",
+    "DrawnStream",
+    "TokenBatch",
+    "Tokens",
+    "from_arrays",
+    "from_function",
+    "read_tokens",
+]

@@ -126,7 +126,9 @@ class Harvest:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "plan", "mesh"))
-def _harvest(params: Params, batch: TokenBatch, *, model: Model, plan: Any, mesh: Mesh) -> tuple[dict[str, Array], Array]:
+def _harvest(
+    params: Params, batch: TokenBatch, *, model: Model, plan: Any, mesh: Mesh
+) -> tuple[dict[str, Array], Array]:
     targets, stop, packed = plan
     tokens, documents, positions, segments = batch
     layers: dict[str, Any] = {}

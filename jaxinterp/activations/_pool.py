@@ -31,7 +31,10 @@ def empty(widths: Mapping[str, int], dtype: Any, rows: int, mesh: Mesh) -> tuple
     """Room for `rows` rows over the whole mesh, and for their documents."""
     cut = NamedSharding(mesh, P(AXIS))
     make = jax.jit(
-        lambda: ({name: jnp.zeros((rows, width), dtype) for name, width in widths.items()}, jnp.full(rows, -1, jnp.int32)),
+        lambda: (
+            {name: jnp.zeros((rows, width), dtype) for name, width in widths.items()},
+            jnp.full(rows, -1, jnp.int32),
+        ),
         out_shardings=cut,
     )
     return make()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from jaxinterp.models import Model
 from jaxinterp.store import StoreMismatchError
 
 
+@runtime_checkable
 class RowSource(Protocol):
     """Where the pool's rows come from: a harvest, or a folder."""
 
@@ -118,7 +119,14 @@ class ActivationStream:
 
     @classmethod
     def over(
-        cls, source: RowSource, *, batch_size: int, buffer_size: int | None, mesh: Mesh, key: PRNGKeyArray, dtype: Any = None
+        cls,
+        source: RowSource,
+        *,
+        batch_size: int,
+        buffer_size: int | None,
+        mesh: Mesh,
+        key: PRNGKeyArray,
+        dtype: Any = None,
     ) -> ActivationStream:
         """A stream over another source of rows."""
         stream = object.__new__(cls)
@@ -126,7 +134,14 @@ class ActivationStream:
         return stream
 
     def _open(
-        self, source: RowSource, batch_size: int, buffer_size: int | None, mesh: Mesh, key: PRNGKeyArray, dtype: Any, timed: bool
+        self,
+        source: RowSource,
+        batch_size: int,
+        buffer_size: int | None,
+        mesh: Mesh,
+        key: PRNGKeyArray,
+        dtype: Any,
+        timed: bool,
     ) -> None:
         n, rows = mesh.shape[AXIS], source.rows
         if batch_size < 1 or batch_size % n:
@@ -206,7 +221,9 @@ class ActivationStream:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state()` of a stream made in the same way on a mesh of the same size: the same batches, bit for bit."""
-        shapes = lambda values, documents: {name: (x.shape, str(x.dtype)) for name, x in values.items()} | {"": documents.shape}
+        shapes = lambda values, documents: (
+            {name: (x.shape, str(x.dtype)) for name, x in values.items()} | {"": documents.shape}
+        )
         own, given = shapes(self._values, self._documents), shapes(state["values"], state["documents"])
         places = json.loads(state["source"])
         if own != given or self._counts.shape != state["counts"].shape or len(places) != jax.process_count():
@@ -287,7 +304,9 @@ class ActivationStream:
         """The one place where the host waits for what the devices computed."""
         worst = np.asarray(_pool.first_faults(self._faults, mesh=self.mesh))
         faults = [
-            f"{name} (document {document})" for name, document in zip(self.widths, worst, strict=True) if document < _pool.FINE
+            f"{name} (document {document})"
+            for name, document in zip(self.widths, worst, strict=True)
+            if document < _pool.FINE
         ]
         if faults:
             self._broken = (
