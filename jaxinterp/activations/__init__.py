@@ -10,8 +10,10 @@ The data flow of an `ActivationStream`:
 
 from jaxinterp.activations._arrays import DrawnStream, from_arrays, from_function
 from jaxinterp.activations._packing import TokenBatch
+from jaxinterp.activations._stored import stored_activations
 from jaxinterp.activations._stream import ActivationStream
 from jaxinterp.activations._tokens import Tokens, read_tokens
+from jaxinterp.activations._write import write_activations
 
 __all__ = [
     "ActivationStream",
@@ -21,4 +23,6 @@ __all__ = [
     "from_arrays",
     "from_function",
     "read_tokens",
+    "stored_activations",
+    "write_activations",
 ]

@@ -46,9 +46,9 @@ class DrawnStream:
         """The next batch."""
         if self.total is not None and self.served + self.batch_size > self.total:
             raise StreamEmptyError(
-                f"the stream has ended: it had {self.total} rows, and {self.served} were served in batches of {self.batch_size}; "
-                f"{self.total - self.served} are left, which `remainder()` gives. For more, give more epochs or rows, or None for "
-                "no end."
+                f"the stream has ended: it had {self.total} rows, and {self.served} were served in batches of "
+                f"{self.batch_size}; {self.total - self.served} are left, which `remainder()` gives. For more, give more epochs "
+                "or rows, or None for no end."
             )
         batch, self._last = self._draw(self._key, self.served)
         self.served += self.batch_size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ class Documents(NamedTuple):
     """
 
     count: int
-    ids: Callable[[int], Sequence[int]]
+    ids: Callable[[int], Any]
     description: dict[str, Any]
 
 
@@ -69,7 +69,7 @@ def _texts(source: Any) -> Documents:
     check = 0
     for text in texts:
         check = zlib.crc32(text.encode() + b"\0", check)
-    return Documents(len(texts), texts.__getitem__, {"kind": "texts", "documents": len(texts), "crc32": check})
+    return Documents(len(texts), lambda i: texts[i], {"kind": "texts", "documents": len(texts), "crc32": check})
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -89,7 +89,7 @@ def _file(path: Path, separator: str) -> Documents:
             spans.append((start, end))
         start = end + len(mark)
     read = lambda i: content[slice(*spans[i])].decode("utf-8", "replace").strip()
-    return Documents(len(spans), read, _about("text", path, content, len(spans)) | {"separator": separator})  # pyright: ignore
+    return Documents(len(spans), read, _about("text", path, content, len(spans)) | {"separator": separator})
 
 
 def _jsonl(path: Path, field: str) -> Documents:
@@ -119,7 +119,7 @@ def _jsonl(path: Path, field: str) -> Documents:
             )
         return text
 
-    return Documents(len(lines), read, _about("jsonl", path, content, len(lines)) | {"field": field})  # pyright: ignore
+    return Documents(len(lines), read, _about("jsonl", path, content, len(lines)) | {"field": field})
 
 
 def _about(kind: str, path: Path, content: mmap.mmap, count: int) -> dict[str, Any]:

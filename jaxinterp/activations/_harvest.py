@@ -109,7 +109,7 @@ class Harvest:
         shape = (self.tokens.batch_size // self.tokens.shard[1], self.tokens.n_ctx)
         return TokenBatch(*(np.full(shape, value, np.int32) for value in (0, -1, 0, -1)))
 
-    def compute(self, batch: TokenBatch) -> tuple[dict[str, Array], Array]:
+    def compute(self, batch: TokenBatch, /) -> tuple[dict[str, Array], Array]:
         """The rows by key, [n * R, width], and their documents [n * R]."""
         cut = NamedSharding(self.mesh, P(AXIS))
         inputs = TokenBatch(*(jax.make_array_from_process_local_data(cut, array) for array in batch))

@@ -27,8 +27,8 @@ def mesh_of(params: PyTree = None) -> Mesh:
     return Mesh(np.array([device]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_mesh(mesh: Any, shard: tuple[int, int] | None = None) -> None:
-    """Refuses a mesh that rows cannot be cut over, or whose processes read other parts than their devices hold."""
+def check_mesh(mesh: Any) -> None:
+    """Refuses a mesh that rows cannot be cut over."""
     make = "jaxinterp.mesh.make_mesh(data=-1)"
     if not isinstance(mesh, Mesh) or AXIS not in mesh.shape:
         shown = dict(mesh.shape) if isinstance(mesh, Mesh) else mesh
@@ -37,15 +37,12 @@ def check_mesh(mesh: Any, shard: tuple[int, int] | None = None) -> None:
         raise InputError(
             f"The mesh {dict(mesh.shape)} has axes of the kind Explicit (the default of jax.make_mesh); make an Auto one: {make}."
         )
-    if shard is None:
-        return
+
+
+def shard_of(mesh: Mesh) -> tuple[int, int]:
+    """Which part of the rows this process reads, of how many; processes that hold the same part of `data` read the same."""
     groups = sorted({tuple(local_parts(mesh, process)) for process in range(jax.process_count())})
-    expected = (groups.index(tuple(local_parts(mesh))), len(groups))
-    if tuple(shard) != expected:
-        raise InputError(
-            f"The tokens are part {shard[0]} of {shard[1]}, and this process holds part {expected[0]} of {expected[1]} of the "
-            f"mesh's axis `data`: read them with shard={expected}."
-        )
+    return groups.index(tuple(local_parts(mesh))), len(groups)
 
 
 def local_parts(mesh: Mesh, process: int | None = None) -> list[int]:

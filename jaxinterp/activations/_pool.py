@@ -1,7 +1,7 @@
 """Rows of activations on a mesh: appended in place, shuffled over all devices, taken off as slices.
 
-Each device along `data` has room for C rows of each site and one document number a row; the rows that it holds are the first ones. How
-many those are is known on the host, so nothing here waits for a device.
+Each device along `data` has room for C rows of each site and one document number a row; the rows that it holds are the first
+ones. How many those are is known on the host, so nothing here waits for a device.
 """
 
 from __future__ import annotations

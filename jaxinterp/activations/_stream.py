@@ -18,7 +18,7 @@ from jaxinterp._errors import InputError, StreamEmptyError
 from jaxinterp._typing import Array, Params, PRNGKeyArray
 from jaxinterp.activations import _pool
 from jaxinterp.activations._harvest import Chunk, Harvest
-from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of
+from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.models import Model
 from jaxinterp.store import StoreMismatchError
@@ -35,7 +35,7 @@ class RowSource(Protocol):
 
     def read(self) -> Chunk | None: ...  # on the host; None at the end
     def nothing(self) -> Any: ...  # the arrays of a chunk of which nothing is kept
-    def compute(self, arrays: Any) -> tuple[dict[str, Array], Array]: ...  # rows and their documents, on the mesh
+    def compute(self, arrays: Any, /) -> tuple[dict[str, Array], Array]: ...  # rows and their documents, on the mesh
     def state(self) -> Any: ...  # for JSON
     def restore(self, state: Any) -> None: ...
 
@@ -43,11 +43,11 @@ class RowSource(Protocol):
 class ActivationStream:
     """Batches of activations from a model and tokens, in random order, each row once in a pass over the tokens.
 
-    One forward pass under jit, which stops behind the last layer that is asked for, gives the rows of all sites. They are appended in
-    place to a pool on the devices, until that is full. Then the whole pool is shuffled, over all devices along the mesh's `data`
-    axis, and batches are slices of it. When half of it is used the rest stays, new rows join it, and all is shuffled again. So a
-    batch is a uniform draw from what was read and not yet used, whatever the order of documents. The rows of a batch belong together
-    across sites.
+    One forward pass under jit, which stops behind the last layer that is asked for, gives the rows of all sites. They are
+    appended in place to a pool on the devices, until that is full. Then the whole pool is shuffled, over all devices along the
+    mesh's `data` axis, and batches are slices of it. When half of it is used the rest stays, new rows join it, and all is
+    shuffled again. So a batch is a uniform draw from what was read and not yet used, whatever the order of documents. The rows of
+    a batch belong together across sites.
 
     Iterating ends when the tokens do. Rows that are left then are fewer than a batch: `remainder()` has them.
 
@@ -76,8 +76,8 @@ class ActivationStream:
         description: the model's config, sites, tokens, exclusions, sizes; for JSON.
 
     Raises:
-        InputError: sizes that do not fit, a mesh without `data`; while it runs: NaN or infinity in what the model gives (the site and
-            the document are named), nothing left by the exclusions.
+        InputError: sizes that do not fit, a mesh without `data`; while it runs: NaN or infinity in what the model gives (the site
+            and the document are named), nothing left by the exclusions.
         UnvisitedSiteError, SiteIndexError, SiteTypeError: sites that the model does not have, or that are not by token.
         StreamEmptyError: (from `next`) the tokens have ended. It is a StopIteration.
 
@@ -109,7 +109,12 @@ class ActivationStream:
         timed: bool = False,
     ):
         mesh = mesh_of(params) if mesh is None else mesh
-        check_mesh(mesh, tokens.shard)
+        check_mesh(mesh)
+        if tuple(tokens.shard) != shard_of(mesh):
+            raise InputError(
+                f"The tokens are part {tokens.shard[0]} of {tokens.shard[1]}, and the devices of this process hold another part "
+                f"of the mesh's axis `data`: read them with shard={shard_of(mesh)}."
+            )
         if isinstance(exclude, str) and exclude != "special":
             raise InputError(f'exclude={exclude!r}: give token ids, or "special" for all special tokens.')
         ids = tokens.special_ids if isinstance(exclude, str) else exclude
@@ -147,23 +152,23 @@ class ActivationStream:
         if batch_size < 1 or batch_size % n:
             raise InputError(f"batch_size={batch_size} cannot be cut over {n} devices along `data`: give a multiple.")
         least = n * _up(max(2 * rows + 2, rows + batch_size // n), n)
-        buffer_size = max(32 * batch_size, 4 * n * rows) if buffer_size is None else buffer_size
-        buffer_size = n * _up(-(-buffer_size // n), n)
-        if buffer_size < least:
+        asked = max(32 * batch_size, 4 * n * rows) if buffer_size is None else buffer_size
+        size = n * _up(-(-asked // n), n)
+        if size < least:
             raise InputError(
-                f"buffer_size={buffer_size}: a pass gives up to {n * rows} rows, of which the pool must hold two, or one and a batch "
-                f"of {batch_size}. Give {least} or more, or read fewer tokens at a time."
+                f"buffer_size={asked}: up to {n * rows} rows are read at a time, of which the pool must hold twice as many, or "
+                f"as many and a batch of {batch_size}. Give {least} or more, or read fewer tokens at a time."
             )
         self._source, self.mesh, self._timed = source, mesh, timed
         self.widths, self.dtype = dict(source.widths), jnp.dtype(source.dtype if dtype is None else dtype)
         if not jnp.issubdtype(self.dtype, jnp.floating):
             raise InputError(f"dtype={self.dtype}: activations are kept as floating-point numbers.")
-        self.batch_size, self._room = batch_size, buffer_size // n
+        self.batch_size, self._room = batch_size, size // n
         self.description = source.description | {
-            "dtype": str(self.dtype), "batch_size": batch_size, "buffer_size": buffer_size,
+            "dtype": str(self.dtype), "batch_size": batch_size, "buffer_size": size,
         }  # fmt: skip
         self.timings = {"read": 0.0, "harvest": 0.0, "shuffle": 0.0}
-        self._values, self._documents = _pool.empty(self.widths, self.dtype, buffer_size, mesh)
+        self._values, self._documents = _pool.empty(self.widths, self.dtype, size, mesh)
         self._counts = np.zeros(n, np.int32)  # rows that each device holds, known in every process
         self._here = local_parts(mesh)
         self._faults = self._no_faults()
@@ -228,8 +233,8 @@ class ActivationStream:
         places = json.loads(state["source"])
         if own != given or self._counts.shape != state["counts"].shape or len(places) != jax.process_count():
             raise StoreMismatchError(
-                f"the state is of a stream with the pool {given} on {len(state['counts'])} devices and {len(places)} processes; this "
-                f"one has {own} on {len(self._counts)} and {jax.process_count()}. Make the stream as it was made then."
+                f"the state is of a stream with the pool {given} on {len(state['counts'])} devices and {len(places)} processes; "
+                f"this one has {own} on {len(self._counts)} and {jax.process_count()}. Make the stream as it was made then."
             )
         cut = NamedSharding(self.mesh, P(AXIS))
         held = (dict(state["values"]), state["documents"])
@@ -310,8 +315,8 @@ class ActivationStream:
         ]
         if faults:
             self._broken = (
-                f"NaN or infinity in the activations of {', '.join(faults)}; nothing of this refill was served. Leave the document "
-                "out, compute or keep in a wider dtype (float16 overflows above 65504), and go on from the last state."
+                f"NaN or infinity in the activations of {', '.join(faults)}; nothing of this refill was served. Leave the "
+                "document out, compute or keep in a wider dtype (float16 overflows above 65504), and go on from the last state."
             )
             raise InputError(self._broken)
 

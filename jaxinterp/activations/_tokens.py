@@ -144,7 +144,9 @@ def read_tokens(
     }  # fmt: skip
     names = ("bos_id", "eos_id", "pad_id", "mask_id")
     special = {getattr(tokenizer, name, None) for name in names} | {*front, *back, pad_id}
-    return Tokens(_Pieces(documents, n_ctx, front, back), how, tuple(sorted(special - {None})), about)
+    return Tokens(
+        _Pieces(documents, n_ctx, front, back), how, tuple(sorted(i for i in special if i is not None)), about
+    )
 
 
 def _reader(pieces: _Pieces, how: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""A tokenizer of letters, texts for it, and the rows of activations by brute force."""
+"""A tokenizer of letters, texts for it, a stream of them, and the rows of activations by brute force."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 import jaxinterp as ji
+from jaxinterp.activations import ActivationStream, read_tokens
 from tests.tiny import FAMILIES, make_model, make_params
 
 
@@ -49,9 +50,37 @@ def brute(model, params):
     names = ("embed", "resid_post", "mlp.out", "attn.z")
     _, acts, _ = jax.jit(ji.run(model.forward, ji.capture(*names)))(params, jnp.asarray(tokens), mask=jnp.asarray(mask))
     kept = mask & (tokens != 10)
-    rows = {"embed": np.asarray(acts["embed"])[kept], "resid_post.1": np.asarray(acts["resid_post"][1])[kept],
-            "mlp.out.0": np.asarray(acts["mlp.out"][0])[kept], "attn.z.1": np.asarray(acts["attn.z"][1])[kept].reshape(kept.sum(), -1)}  # fmt: skip
+    acts = {"embed": acts["embed"], "resid_post.1": acts["resid_post"][1], "mlp.out.0": acts["mlp.out"][0],
+            "attn.z.1": acts["attn.z"][1].reshape(*mask.shape, -1)}  # fmt: skip
+    rows = {name: np.asarray(x)[kept] for name, x in acts.items()}
     return rows, np.repeat([document for document, _ in pieces], kept.sum(1))
+
+
+SITES = [("resid_post", 1), "embed", ("mlp.out", 0), "blocks.1.attn.hook_z"]
+
+
+def make(model, params, *, devices=1, texts=TEXTS, sites=SITES, seed=0, tokens=None, **more):
+    tokens = dict(n_ctx=N_CTX, batch_size=8) | (tokens or {})
+    tokens = read_tokens(texts, LETTERS, **tokens)
+    more = dict(batch_size=16, buffer_size=240, key=jax.random.key(seed)) | more
+    more = more if "mesh" in more else more | dict(mesh=ji.mesh.make_mesh(data=devices))
+    return ActivationStream(model, params, tokens, sites, **more)
+
+
+def served(stream, limit=None):
+    """What a stream serves, and what is left in the end."""
+    batches, documents = [], []
+    for batch in stream:
+        batches.append(jax.tree.map(np.asarray, batch))
+        documents.append(stream.documents())
+        if len(batches) == limit:
+            return batches, documents
+    rest, left = stream.remainder()
+    return [*batches, rest], [*documents, left]
+
+
+def joined(batches, documents):
+    return jax.tree.map(lambda *x: np.concatenate(x), *batches), np.concatenate(documents)
 
 
 def check_rows(got, documents, want, wanted_documents, tolerance=1e-5):

@@ -9,32 +9,7 @@ import jaxinterp as ji
 from jaxinterp._errors import InputError, SiteIndexError, StreamEmptyError, TokenError, UnvisitedSiteError
 from jaxinterp.activations import ActivationStream, read_tokens
 from jaxinterp.store import StoreMismatchError, load_tree, save_tree
-from tests.activations.conftest import LETTERS, N_CTX, TEXTS, check_rows
-
-SITES = [("resid_post", 1), "embed", ("mlp.out", 0), "blocks.1.attn.hook_z"]
-
-
-def make(model, params, *, devices=1, texts=TEXTS, sites=SITES, seed=0, tokens=None, **more):
-    tokens = dict(n_ctx=N_CTX, batch_size=8) | (tokens or {})
-    tokens = read_tokens(texts, LETTERS, **tokens)
-    more = dict(batch_size=16, buffer_size=240, mesh=ji.mesh.make_mesh(data=devices), key=jax.random.key(seed)) | more
-    return ActivationStream(model, params, tokens, sites, **more)
-
-
-def served(stream, limit=None):
-    """What a stream serves, and what is left in the end."""
-    batches, documents = [], []
-    for batch in stream:
-        batches.append(jax.tree.map(np.asarray, batch))
-        documents.append(stream.documents())
-        if len(batches) == limit:
-            return batches, documents
-    rest, left = stream.remainder()
-    return [*batches, rest], [*documents, left]
-
-
-def joined(batches, documents):
-    return jax.tree.map(lambda *x: np.concatenate(x), *batches), np.concatenate(documents)
+from tests.activations.conftest import TEXTS, check_rows, joined, make, served
 
 
 @pytest.mark.parametrize("devices, pack", [(1, True), (8, True), (1, False)])
