@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -79,6 +80,7 @@ class Harvest:
         self.widths = {key: int(np.prod(shape.shape[2:])) for key, shape in shapes.items()}
         self.dtype = jnp.result_type(*{jnp.dtype(shape.dtype) for shape in shapes.values()})
         self.rows = tokens.batch_size // parts * tokens.n_ctx
+        self._plan = (self.targets, self.stop, tokens.packed, _spread(self.params, mesh, tokens.batch_size))
         self._skip_ids = np.asarray(skip["tokens"], np.int32)
         self._skip_positions = np.asarray(skip["positions"], np.int32)
         self.description = {
@@ -113,8 +115,7 @@ class Harvest:
         """The rows by key, [n * R, width], and their documents [n * R]."""
         cut = NamedSharding(self.mesh, P(AXIS))
         inputs = TokenBatch(*(jax.make_array_from_process_local_data(cut, array) for array in batch))
-        plan = (self.targets, self.stop, self.tokens.packed)
-        return _harvest(self.params, inputs, model=self.model, plan=plan, mesh=self.mesh)
+        return _harvest(self.params, inputs, model=self.model, plan=self._plan, mesh=self.mesh)
 
     def state(self) -> Any:
         """Where the source stands, for JSON."""
@@ -129,8 +130,8 @@ class Harvest:
 def _harvest(
     params: Params, batch: TokenBatch, *, model: Model, plan: Any, mesh: Mesh
 ) -> tuple[dict[str, Array], Array]:
-    targets, stop, packed = plan
-    tokens, documents, positions, segments = batch
+    targets, stop, packed, spread = plan
+    tokens, documents, positions, segments = lax.with_sharding_constraint(batch, NamedSharding(mesh, spread))
     layers: dict[str, Any] = {}
     for target in targets:
         layers.setdefault(target.site, set()).add(target.layer)
@@ -146,6 +147,14 @@ def _harvest(
         value = value if target.layer is None else value[sorted(layers[target.site]).index(target.layer)]
         rows[target.key] = value.reshape(value.shape[0] * value.shape[1], -1)
     return lax.with_sharding_constraint((rows, documents.reshape(-1)), NamedSharding(mesh, P(AXIS)))
+
+
+def _spread(params: Params, mesh: Mesh, batch_size: int) -> P:
+    """How a pass cuts the rows of tokens: over `data`, and over the axes that cut no parameter, if that divides."""
+    specs = [leaf.sharding.spec for leaf in jax.tree.leaves(params) if isinstance(leaf.sharding, NamedSharding)]
+    busy = {name for spec in specs for entry in spec for name in (entry if isinstance(entry, tuple) else (entry,))}
+    axes = (AXIS, *(name for name in mesh.axis_names if name != AXIS and name not in busy))
+    return P(axes if batch_size % math.prod(mesh.shape[name] for name in axes) == 0 else AXIS)
 
 
 def _listed(wanted: Any) -> list[Any]:

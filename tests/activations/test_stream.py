@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import jaxinterp as ji
 from jaxinterp._errors import InputError, SiteIndexError, StreamEmptyError, TokenError, UnvisitedSiteError
@@ -24,11 +25,11 @@ def test_every_row_is_served_once(model, params, brute, devices, pack):
 
 
 def test_two_passes_and_a_cut_model(model, params, brute):
-    """On a mesh whose other axis cuts the parameters; padding and chosen positions are left out."""
-    mesh = ji.mesh.make_mesh(data=2, tensor=2)
-    cut = ji.weights.shard(params, mesh)
+    """On a mesh with an axis that cuts the parameters and an idle one; padding and chosen positions are left out."""
+    mesh = ji.mesh.make_mesh(data=2, tensor=2, dict=2)
+    cut = ji.mesh.put(params, mesh, ji.weights.partition_specs(params, ji.mesh.make_mesh(data=2, tensor=2)))
     stream = make(model, cut, mesh=None, tokens=dict(epochs=2, seed=1), sites=[("resid_post", 1)], exclude=[10])
-    assert stream.mesh == mesh
+    assert stream.mesh == mesh and stream._source._plan[-1] == P(("data", "dict"))
     rows, documents = joined(*served(stream))
     twice = jax.tree.map(lambda x: np.concatenate([x, x]), brute)
     check_rows(rows, documents, *twice)
@@ -48,6 +49,17 @@ def test_batches_are_sharded_slices_and_nothing_compiles_twice(model, params, co
     values = stream._values
     next(stream)
     assert stream._values is values  # a batch copies nothing but itself
+    first = [next(make(model, params, devices=8, seed=seed))["embed"] for seed in (0, 1)]
+    assert not np.array_equal(*first), "the key decides the order"
+
+
+def test_rows_are_appended_in_place(model, params):
+    stream = make(model, params)
+    next(stream)
+    place = lambda: [x.unsafe_buffer_pointer() for x in (*stream._values.values(), stream._documents)]
+    before = place()
+    stream._append(1)
+    assert place() == before
 
 
 @pytest.mark.parametrize("devices", [1, 8])
