@@ -105,7 +105,7 @@ class StoredRows:
         )
         first, step = shard_of(mesh)
         seed = int(jax.random.bits(key, dtype=jnp.uint32))
-        data = grain.MapDataset.source(blocks).shuffle(seed)[first::step].repeat(epochs)  # pyright: ignore
+        data = grain.MapDataset.source(blocks).shuffle(seed).repeat(epochs)[first::step]  # pyright: ignore
         self._reader = iter(
             data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * self._parts))
         )

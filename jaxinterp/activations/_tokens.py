@@ -155,9 +155,9 @@ def _reader(pieces: _Pieces, how: Mapping[str, Any]) -> Any:
 
     data = grain.MapDataset.source(pieces)  # pyright: ignore[reportArgumentType]
     data = data if how["seed"] is None else data.shuffle(how["seed"])
-    data = data[how["shard"][0] :: how["shard"][1]]
+    data = data.repeat(how["epochs"])[how["shard"][0] :: how["shard"][1]]
     options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-    return iter(data.repeat(how["epochs"]).to_iter_dataset(options))
+    return iter(data.to_iter_dataset(options))
 
 
 def _around(tokenizer: Any, prepend_bos: bool | None) -> tuple[list[int], list[int]]:

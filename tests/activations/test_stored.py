@@ -64,7 +64,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", ["batch", "save_tree", "write_array", "write_manifest"])
+@pytest.mark.parametrize("at", ["batch", "write_array", "write_manifest"])
 def test_a_killed_writer_goes_on(at, tmp_path, monkeypatch):
     from jaxinterp.activations import _write
 

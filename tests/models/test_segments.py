@@ -7,6 +7,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp._errors import InputError
+from jaxinterp.models._model import token_positions
 from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 LENGTHS = [[5, 4, 3], [4, 3, 5], [3, 5]]  # the last row has four tokens of padding
@@ -28,27 +29,27 @@ def test_a_packed_forward_is_that_of_each_text(name):
     model = make_model(**FAMILIES[name])
     params, tokens = make_params(model), make_tokens(3, 12)
     segments, positions = packed()
-    run = jax.jit(ji.run(model.forward, ji.capture("resid_mid" if name == "bert" else "resid_post")))
-    logits, acts, _ = run(params, tokens, segments=segments, positions=positions)
-    got = np.asarray(next(iter(acts.values())))
+    run = jax.jit(ji.run(model.forward, ji.capture("resid_post")))
+    given = None if name == "gpt2" else positions
+    logits, acts, _ = run(params, tokens, segments=segments, positions=given)
+    got = np.asarray(acts["resid_post"])
     for row, parts in enumerate(LENGTHS):
         start = 0
         for n in parts:
             alone, one, _ = run(params, tokens[row : row + 1, start : start + n])
             check_close(logits[row, start : start + n], alone[0])
-            check_close(got[:, row, start : start + n], next(iter(one.values()))[:, 0])
+            check_close(got[:, row, start : start + n], one["resid_post"][:, 0])
             start += n
 
 
 def test_positions_begin_again_with_each_text():
-    model = make_model(**FAMILIES["gpt2"])
-    params, tokens = make_params(model), make_tokens(3, 12)
     segments, positions = packed()
-    check_same(model.forward(params, tokens, segments=segments)[:2],
-               model.forward(params, tokens, segments=segments, positions=positions)[:2])  # fmt: skip
-    left = jnp.flip(segments, 1)  # padding in front
-    places = ji.models._model.token_positions(tokens, left >= 0, None, left)
-    assert places[2].tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, 4, 0, 1, 2]
+    mask = segments >= 0
+    got = token_positions(jnp.zeros_like(segments), mask, None, segments)
+    check_same(got, jnp.where(mask, positions, -1))
+    left = jnp.flip(segments, 1)[2:]  # padding in front
+    got = token_positions(jnp.zeros_like(left), left >= 0, None, left)
+    assert got[0].tolist() == [-1, -1, -1, -1, 0, 1, 2, 3, 4, 0, 1, 2]
 
 
 def test_blocks_of_queries_know_segments():
