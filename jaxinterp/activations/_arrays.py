@@ -54,11 +54,11 @@ class DrawnStream:
         self.served += self.batch_size
         return batch
 
-    def documents(self) -> np.ndarray:
-        """The number of each row of the batch served last, int32 [batch_size]."""
+    def documents(self) -> Array:
+        """The number of each row of the batch served last, int32 [batch_size], cut as the batch is."""
         if self._last is None:
             raise InputError("no batch was served yet: call next(stream) first.")
-        return meshes.fetch(self._last)
+        return self._last
 
     def remainder(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The rows that are fewer than a batch at the end, on the host, and their numbers; none before the end."""

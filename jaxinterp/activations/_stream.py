@@ -199,11 +199,11 @@ class ActivationStream:
         self.served += self.batch_size
         return batch
 
-    def documents(self) -> np.ndarray:
-        """The document that each row of the batch served last came from, int32 [batch_size]; all processes call it."""
+    def documents(self) -> Array:
+        """The document that each row of the batch served last came from, int32 [batch_size], cut as the batch is."""
         if self._last is None:
             raise InputError("no batch was served yet: call next(stream) first.")
-        return meshes.fetch(self._last)
+        return self._last
 
     def remainder(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The rows in the pool that were not served yet, on the host, and their documents; all processes call it."""

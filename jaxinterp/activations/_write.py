@@ -106,7 +106,7 @@ def _next_shard(stream: Any, held: int, rows: int | None, rows_per_shard: int) -
     while count < rows_per_shard and (rows is None or held + count < rows):
         batch = next(stream, None)
         ended = batch is None
-        pair = stream.remainder() if ended else (meshes.fetch(batch), stream.documents())
+        pair = stream.remainder() if ended else meshes.fetch((batch, stream.documents()))
         limit = len(pair[1]) if rows is None else min(len(pair[1]), rows - held - count)
         batches.append(jax.tree.map(lambda x: x[:limit], pair))  # noqa: B023
         count += limit

@@ -72,7 +72,7 @@ def served(stream, limit=None):
     batches, documents = [], []
     for batch in stream:
         batches.append(jax.tree.map(np.asarray, batch))
-        documents.append(stream.documents())
+        documents.append(np.asarray(stream.documents()))
         if len(batches) == limit:
             return batches, documents
     rest, left = stream.remainder()

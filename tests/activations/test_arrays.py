@@ -23,7 +23,7 @@ def test_every_row_is_served_once_in_a_pass(devices):
         assert [shard.data.shape for shard in batch["x"].addressable_shards] == [(8 // devices, 3)] * devices
         rows += stream.documents().tolist()
         batches.append(np.asarray(batch["x"]))
-        np.testing.assert_array_equal(batches[-1], X[stream.documents()])
+        np.testing.assert_array_equal(batches[-1], X[np.asarray(stream.documents())])
         np.testing.assert_array_equal(batch["y"], 2 * batches[-1])
     rest, left = stream.remainder()
     assert len(batches) == 5 and len(left) == 2 and stream.served == 40

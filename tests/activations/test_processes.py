@@ -28,7 +28,7 @@ def serve(stream):
     batches, documents = [], []
     for batch in stream:
         batches.append(ji.mesh.fetch(batch))
-        documents.append(stream.documents())
+        documents.append(ji.mesh.fetch(stream.documents()))
     rest, left = stream.remainder()
     return joined([*batches, rest], [*documents, left])
 
@@ -41,14 +41,14 @@ stream = start()
 for _ in range(9):
     next(stream)
 save_tree(stream.state(), folder / "state")
-want = [stream.documents().tolist() for _ in stream]
+want = [ji.mesh.fetch(stream.documents()).tolist() for _ in stream]
 other = start(seed=5)
 other.restore(load_tree(folder / "state", like=other.state()))
-same = want == [other.documents().tolist() for _ in other]
+same = want == [ji.mesh.fetch(other.documents()).tolist() for _ in other]
 write_activations(start(), folder / "kept", rows_per_shard=200)
 back, back_documents = serve(stored_activations(folder / "kept", batch_size=16, key=jax.random.key(1), mesh=mesh))
 arrays = from_arrays({"x": np.eye(21, dtype=np.float32)}, batch_size=16, key=jax.random.key(0), epochs=8, mesh=mesh)
-numbers = [i for _ in arrays for i in arrays.documents().tolist()]
+numbers = [i for _ in arrays for i in ji.mesh.fetch(arrays.documents()).tolist()]
 sample = lambda key, n: {"x": jax.random.normal(key, (n, 3))}
 drawn = ji.mesh.fetch(next(from_function(sample, batch_size=16, key=jax.random.key(0), mesh=mesh)))
 halves = ji.mesh.make_mesh(tensor=4, data=2)  # both processes hold all of `data`

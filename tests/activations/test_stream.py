@@ -101,7 +101,7 @@ def test_documents_of_a_batch_come_from_everywhere(shared, devices):
     found, uniform = [], []
     for _ in range(48):
         next(stream)
-        batch, rest = stream.documents(), stream.remainder()[1]
+        batch, rest = np.asarray(stream.documents()), stream.remainder()[1]
         found.append(pairs(batch))
         uniform.append(pairs(np.concatenate([batch, rest])))
     assert stream._refills >= 3

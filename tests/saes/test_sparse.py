@@ -107,7 +107,9 @@ def test_the_kth_largest_is_exact(k):
 def test_a_batch_of_a_large_dictionary(architecture, spread_out):
     config = SAEConfig(architecture=architecture, d_in=D, n_latents=2 * 4 * DENSE_FROM)
     params, at = make_params(config), make_training(config)
-    rows = params["W_enc"][::12] / jnp.linalg.norm(params["W_enc"][::12], axis=1, keepdims=True)  # each has its own latent
+    rows = params["W_enc"][::12] / jnp.linalg.norm(
+        params["W_enc"][::12], axis=1, keepdims=True
+    )  # each has its own latent
     x = params["b_dec"][None] + 30.0 * rows if spread_out else make_rows(D)
     axes = Axes(data="data", dict="dict")
     loss = lambda p, x, at: jax.value_and_grad(lambda p: architecture.loss(p, x, x, at), has_aux=True)(p)
