@@ -5,11 +5,14 @@ from jaxinterp.saes._architecture import Architecture, Outcome, Training
 from jaxinterp.saes._axes import Axes
 from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
+from jaxinterp.saes._controls import random_dictionary, random_weights
 from jaxinterp.saes._described import ARCHITECTURES, config_from, described
+from jaxinterp.saes._evaluate import Evaluation, evaluate
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
+from jaxinterp.saes._recovery import Recovery, amplitude_ratio, recovery
 from jaxinterp.saes._relu import ReLU
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
@@ -24,22 +27,29 @@ __all__ = [
     "AuxK",
     "Axes",
     "BatchTopK",
+    "Evaluation",
     "Gated",
     "JumpReLU",
     "Matryoshka",
     "Outcome",
     "ReLU",
+    "Recovery",
     "SAEConfig",
     "SparseLatents",
     "Stream",
     "TopK",
     "TrainConfig",
     "Training",
+    "amplitude_ratio",
     "config_from",
     "decode_active",
     "described",
     "encode_active",
+    "evaluate",
+    "random_dictionary",
+    "random_weights",
     "read_metrics",
+    "recovery",
     "train",
     "train_ensemble",
 ]

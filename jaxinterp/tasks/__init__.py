@@ -11,6 +11,9 @@ The tasks, each `task(key, n, tokenizer, ...) -> PromptPairs`:
     induction: repeated random tokens; takes `d_vocab`, no tokenizer.
     repeated_tokens: the same as whole sequences, for training and for scores of heads.
 
+Rows in place of prompts:
+    planted: sums of known directions, for judging sparse dictionaries.
+
 Tokenizers:
     TokenizerLike: what a task asks of a tokenizer.
     WordTokenizer: one token a word, for symbolic tasks and examples.
@@ -21,6 +24,7 @@ from jaxinterp.tasks._greater_than import GREATER_THAN_TEMPLATES, greater_than
 from jaxinterp.tasks._indirect_objects import INDIRECT_OBJECT_TEMPLATES, indirect_objects
 from jaxinterp.tasks._induction import RepeatedTokens, induction, repeated_tokens
 from jaxinterp.tasks._pairs import PromptPairs
+from jaxinterp.tasks._planted import Planted, planted
 from jaxinterp.tasks._pronouns import PRONOUN_TEMPLATES, pronouns
 from jaxinterp.tasks._tokens import TokenizerLike
 from jaxinterp.tasks._words import WordTokenizer
@@ -29,6 +33,7 @@ __all__ = [
     "GREATER_THAN_TEMPLATES",
     "INDIRECT_OBJECT_TEMPLATES",
     "PRONOUN_TEMPLATES",
+    "Planted",
     "PromptPairs",
     "RepeatedTokens",
     "TokenizerLike",
@@ -39,6 +44,7 @@ __all__ = [
     "pairs_from_jsonl",
     "pairs_from_text",
     "pairs_from_tokens",
+    "planted",
     "pronouns",
     "repeated_tokens",
 ]
