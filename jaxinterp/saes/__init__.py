@@ -1,5 +1,7 @@
 """Sparse dictionaries: architectures, training on a mesh, evaluation, steering."""
 
+from jaxinterp.saes._ablation import AblationEffects, ablation_effects
+from jaxinterp.saes._absorption import Absorption, absorption
 from jaxinterp.saes._active import AuxK
 from jaxinterp.saes._architecture import Architecture, Outcome, Training
 from jaxinterp.saes._axes import Axes
@@ -10,8 +12,11 @@ from jaxinterp.saes._described import ARCHITECTURES, config_from, described
 from jaxinterp.saes._evaluate import Evaluation, evaluate
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
+from jaxinterp.saes._loss_recovered import LossRecovered, loss_recovered
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
+from jaxinterp.saes._predicates import Predicates, TokenCounts, count_tokens, predicates
+from jaxinterp.saes._probes import SparseProbes, sparse_probes
 from jaxinterp.saes._recovery import Recovery, amplitude_ratio, recovery
 from jaxinterp.saes._relu import ReLU
 from jaxinterp.saes._sae import SAE
@@ -23,6 +28,8 @@ from jaxinterp.saes._train_config import TrainConfig
 __all__ = [
     "ARCHITECTURES",
     "SAE",
+    "AblationEffects",
+    "Absorption",
     "Architecture",
     "AuxK",
     "Axes",
@@ -30,26 +37,36 @@ __all__ = [
     "Evaluation",
     "Gated",
     "JumpReLU",
+    "LossRecovered",
     "Matryoshka",
     "Outcome",
+    "Predicates",
     "ReLU",
     "Recovery",
     "SAEConfig",
     "SparseLatents",
+    "SparseProbes",
     "Stream",
+    "TokenCounts",
     "TopK",
     "TrainConfig",
     "Training",
+    "ablation_effects",
+    "absorption",
     "amplitude_ratio",
     "config_from",
+    "count_tokens",
     "decode_active",
     "described",
     "encode_active",
     "evaluate",
+    "loss_recovered",
+    "predicates",
     "random_dictionary",
     "random_weights",
     "read_metrics",
     "recovery",
+    "sparse_probes",
     "train",
     "train_ensemble",
 ]

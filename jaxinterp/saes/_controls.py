@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, ArrayLike, Float, Params, PRNGKeyArray
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._linear import projections, preactivations
+from jaxinterp.saes._linear import preactivations, projections
 from jaxinterp.saes._normalize import measured_scale, normalized
 from jaxinterp.saes._sae import SAE
 

@@ -43,14 +43,14 @@ class Evaluation:
         mean_activation: [N], over the rows in which it is active; 0 where there is none.
     """
 
-    rows: int
-    fvu: float
-    explained_variance: float
-    mse: float
-    l0: float
-    dead: float
-    cosine: float
-    norm_ratio: float
+    rows: Any
+    fvu: Any
+    explained_variance: Any
+    mse: Any
+    l0: Any
+    dead: Any
+    cosine: Any
+    norm_ratio: Any
     firing_rate: Any
     max_activation: Any
     mean_activation: Any
@@ -58,7 +58,7 @@ class Evaluation:
     def summary(self) -> dict[str, float]:
         """The numbers that are no arrays."""
         names = ("rows", "fvu", "explained_variance", "mse", "l0", "dead", "cosine", "norm_ratio")
-        return {name: getattr(self, name) for name in names}
+        return {name: float(getattr(self, name)) for name in names}
 
     def density(self) -> tuple[np.ndarray, np.ndarray]:
         """The histogram of log10 firing rates: counts [bins], and the edges [bins + 1] of which the first is -inf."""

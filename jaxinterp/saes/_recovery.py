@@ -135,7 +135,8 @@ def _check(directions: Array, truth: Array, alive: np.ndarray) -> None:
         faults.append("no latent is alive, so there is nothing to compare.")
     if len(directions) * len(truth) > LARGEST_MATCHING:
         faults.append(
-            f"{len(truth)} times {len(directions)} cosines are too many for a one-to-one matching, which takes {LARGEST_MATCHING}: "
+            f"{len(truth)} times {len(directions)} cosines are too many for a one-to-one matching, which takes at most "
+            f"{LARGEST_MATCHING}: "
             f"give fewer directions, such as the latents that fire most."
         )
     if not bool(jnp.isfinite(directions).all() & jnp.isfinite(truth).all()):

@@ -1,0 +1,256 @@
+"""Latents described by a written predicate: the best one by a systematic search, judged on other text."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxinterp._errors import InputError
+from jaxinterp._tree import pytree, static
+from jaxinterp._typing import Array, Params, PRNGKeyArray
+from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._site import Batch, as_batch, read_site
+
+if TYPE_CHECKING:
+    import xarray
+
+PATTERNS = (
+    r"^\s", r"^\s?[A-Z]", r"^\s?[a-z]", r"^\s?[A-Z]+$", r"^[a-z]", r"^\s?[0-9]+$", r"[0-9]", r"^\s?[^\w\s]+$", r"[.!?]", r",",
+    r"[\"“”]", r"'", r"\n", r"^\s?\w$", r"^\s?\w{2}$", r"^\s?\w{3}$", r"^\s?\w{7,}$", r"ed$", r"ing$", r"ly$", r"s$", r"er$",
+    r"est$", r"y$", r"e$", r"[^\x00-\x7f]", r"(?i)^\s?(he|she|it|they|we|i|you)$", r"(?i)^\s?(his|her|its|their|my|your|our)$",
+    r"(?i)^\s?(a|an|the)$", r"(?i)^\s?(is|are|was|were|be|been|am)$", r"(?i)^\s?(and|or|but|so|because)$",
+    r"(?i)^\s?(in|on|at|to|of|with|for|from|by|up|down|out)$", r"(?i)^\s?(not|no|never|n't|didn|don|couldn|can't)$",
+    r"(?i)^\s?(said|asked|replied|told|says)$",
+)  # fmt: skip
+"""The regular expressions that are tried on the text of a token."""
+
+KINDS = ("tokens", "previous tokens", "pattern", "previous pattern", "positions")
+
+
+@pytree
+class TokenCounts:
+    """How often each latent is active by token, by previous token and by position: all that a predicate is judged by.
+
+    Attributes:
+        token, previous: float32 [V, N].
+        position: float32 [T, N].
+        n_token, n_previous, n_position: the same for all tokens, active or not: [V], [V], [T].
+    """
+
+    token: Any
+    previous: Any
+    position: Any
+    n_token: Any
+    n_previous: Any
+    n_position: Any
+
+
+@pytree
+class Predicates:
+    """The best predicate of each latent.
+
+    Attributes:
+        kinds: [N], indices into `KINDS`.
+        texts: what the predicate says, one for each latent.
+        train_f1, f1: [N], on the text that it was found on, and on the other; 0 where it is never right.
+        active: [N], how often each latent is active in the other text.
+    """
+
+    kinds: Any
+    train_f1: Any
+    f1: Any
+    active: Any
+    texts: tuple[str, ...] = static()
+
+    def count(self, above: float = 0.8, least: int = 10) -> int:
+        """How many latents have an F1 above `above`, of those that are active at least `least` times."""
+        return int(((np.asarray(self.f1) > above) & (np.asarray(self.active) >= least)).sum())
+
+    def dataset(self) -> xarray.Dataset:
+        """The table, by latent."""
+        import xarray
+
+        arrays = {name: ("latent", np.asarray(getattr(self, name))) for name in ("train_f1", "f1", "active")}
+        words = {
+            "kind": ("latent", [KINDS[i] for i in np.asarray(self.kinds)]),
+            "predicate": ("latent", list(self.texts)),
+        }
+        return xarray.Dataset(words | arrays, coords={"latent": np.arange(len(self.texts))})
+
+
+def count_tokens(
+    sae: SAE,
+    model: Any,
+    params: Params,
+    batches: Iterable[Any],
+    *,
+    exclude: Sequence[int] = (),
+    exclude_positions: Sequence[int] = (),
+    threshold: float = 0.0,
+    shuffle: PRNGKeyArray | None = None,
+) -> TokenCounts:
+    """Counts in one pass over texts when latents are active.
+
+    Args:
+        sae: the dictionary.
+        model, params: the model whose site it reads; `random_weights` gives the control.
+        batches: as of `loss_recovered`; each is used once, none is kept.
+        exclude, exclude_positions: tokens that are not counted.
+        threshold: a latent is active above it.
+        shuffle: the control of shuffled labels: activations are dealt to the tokens of a batch in an order drawn from this key.
+
+    Returns:
+        The counts. Those of a first token's missing predecessor are under no token.
+
+    Raises:
+        InputError: no batch.
+    """
+    counts = None
+    for i, tokens in enumerate(batches):
+        batch = as_batch(tokens, tuple(exclude), tuple(exclude_positions))
+        key = None if shuffle is None else jax.random.fold_in(shuffle, i)
+        new = _counted(sae, params, batch, jnp.float32(threshold), key, model=model)
+        counts = new if counts is None else jax.tree.map(jnp.add, counts, new)
+    if counts is None:
+        raise InputError("count_tokens got no batch of tokens.")
+    return counts
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _counted(
+    sae: SAE, params: Params, batch: Batch, threshold: Array, key: PRNGKeyArray | None, *, model: Any
+) -> TokenCounts:
+    value = read_site(model, params, batch, sae.config.site)
+    kept = batch.kept.ravel()
+    active = ((sae.encode(value) > threshold) & batch.kept[..., None]).reshape(kept.size, -1).astype(jnp.float32)
+    if key is not None:  # kept rows among themselves: random order, then the kept ones first
+        order = jnp.argsort(jax.random.uniform(key, kept.shape, jnp.float32) + (~kept).astype(jnp.float32))
+        active = jnp.zeros_like(active).at[jnp.argsort(~kept, stable=True)].set(active[order])
+    tokens = batch.tokens
+    v, t = model.config.d_vocab, tokens.shape[1]
+    before = jnp.concatenate([jnp.full_like(tokens[:, :1], v), jnp.where(batch.predicts, tokens[:, :-1], v)], axis=1)
+    places = batch.how.get("positions", jnp.broadcast_to(jnp.arange(t, dtype=jnp.int32)[None], tokens.shape))
+
+    def by(index: Array, size: int) -> tuple[Array, Array]:
+        index = index.ravel()
+        zero = jnp.zeros((size, active.shape[1]), jnp.float32)
+        return (
+            zero.at[index].add(active, mode="drop"),
+            jnp.zeros(size, jnp.float32).at[index].add(kept.astype(jnp.float32), mode="drop"),
+        )
+
+    token, n_token = by(tokens, v)
+    previous, n_previous = by(before, v)
+    position, n_position = by(places, t)
+    return TokenCounts(
+        token=token, previous=previous, position=position, n_token=n_token, n_previous=n_previous, n_position=n_position
+    )
+
+
+def predicates(train: TokenCounts, held_out: TokenCounts, texts: Sequence[str], *, most_tokens: int = 16) -> Predicates:
+    """Finds the predicate with the best F1 for each latent on one text, and its F1 on another.
+
+    Tried are: sets of at most `most_tokens` tokens (the best such set is among those that hold the tokens after which it is
+    active in the largest share of cases, so it is found exactly), the same of the previous token, each of `PATTERNS` on either
+    token's text, and all ranges of positions with ends at small numbers and powers of 2.
+
+    Args:
+        train: counts that the predicates are chosen by.
+        held_out: counts of other text.
+        texts: the text of each token.
+        most_tokens: the size of a set; at 16 a person can read it.
+
+    Returns:
+        The predicates. A latent that is active nearly everywhere has a high F1 with "all positions": shuffled labels show it.
+
+    Raises:
+        InputError: counts or texts of different sizes.
+
+    Source: an exhaustive form of the token-based explanations that Foote et al. 2023 ("Neuron to Graph", arXiv 2305.19911) and
+    Bills et al. 2023 search for; sets by precision: the F1-optimal set is a prefix of the order by precision (Lipton et al. 2014,
+    arXiv 1402.1892).
+    """
+    v, n = train.token.shape
+    if len(texts) != v or held_out.token.shape != (v, n) or held_out.position.shape != train.position.shape:
+        raise InputError(
+            f"{len(texts)} texts, counts {[v, n]} and {list(held_out.token.shape)} by token, {list(train.position.shape)} and "
+            f"{list(held_out.position.shape)} by position: they have to be of one model, dictionary and length of text."
+        )
+    matches = jnp.asarray(np.array([[bool(re.search(p, text)) for text in texts] for p in PATTERNS]), jnp.float32)
+    ranges = _ranges(len(train.position))
+    inside = jnp.asarray(np.array([[a <= t < b for t in range(len(train.position))] for a, b in ranges]), jnp.float32)
+    found = jax.device_get([
+        _best_set(train.token, train.n_token, held_out.token, held_out.n_token, most_tokens),
+        _best_set(train.previous, train.n_previous, held_out.previous, held_out.n_previous, most_tokens),
+        _best_row(matches, train.token, train.n_token, held_out.token, held_out.n_token),
+        _best_row(matches, train.previous, train.n_previous, held_out.previous, held_out.n_previous),
+        _best_row(inside, train.position, train.n_position, held_out.position, held_out.n_position),
+    ])  # fmt: skip
+    kinds = np.argmax([part["train"] for part in found], axis=0)
+    pick = lambda name: np.array([part[name] for part in found])[kinds, np.arange(n)]
+    said = [
+        _said(kind, {name: value[i] for name, value in found[kind].items()}, texts, ranges)
+        for i, kind in enumerate(kinds.tolist())
+    ]
+    active = np.asarray(jnp.sum(held_out.token, axis=0))
+    return Predicates(kinds=kinds, texts=tuple(said), train_f1=pick("train"), f1=pick("held_out"), active=active)
+
+
+def _f1(right: Array, named: Array, active: Array) -> Array:
+    """2 right / (named + active); 0 where nothing is named or active."""
+    return 2.0 * right / jnp.maximum(named + active, 1.0)
+
+
+@functools.partial(jax.jit, static_argnames=("most",))
+def _best_set(train: Array, n_train: Array, held_out: Array, n_held_out: Array, most: int) -> dict[str, Array]:
+    """The best set of tokens of each latent."""
+    share = train / jnp.maximum(n_train, 1.0)[:, None] + 1e-6 * jnp.log1p(
+        train
+    )  # of equal shares the more frequent first
+    order = jax.lax.top_k(share.T, min(most, len(train)))[1]  # [N, most]
+    active = lambda counts: jnp.sum(counts, axis=0)[:, None]
+    right = lambda counts: jnp.cumsum(jnp.take_along_axis(counts.T, order, axis=1), axis=1)
+    named = lambda counts: jnp.cumsum(counts[order], axis=1)
+    f1 = _f1(right(train), named(n_train), active(train))
+    size = jnp.argmax(f1, axis=1)
+    at = lambda table: jnp.take_along_axis(table, size[:, None], axis=1)[:, 0]
+    return {
+        "train": at(f1), "held_out": at(_f1(right(held_out), named(n_held_out), active(held_out))), "size": size + 1,
+        "order": order,
+    }  # fmt: skip
+
+
+@jax.jit
+def _best_row(rows: Array, train: Array, n_train: Array, held_out: Array, n_held_out: Array) -> dict[str, Array]:
+    """The best of some fixed sets of tokens or positions, [sets, V] or [sets, T], of each latent."""
+
+    def f1(counts: Array, n: Array) -> Array:
+        right = jnp.dot(rows, counts, precision="highest")
+        return _f1(right, jnp.dot(rows, n, precision="highest")[:, None], jnp.sum(counts, axis=0)[None])
+
+    table = f1(train, n_train)
+    best = jnp.argmax(table, axis=0)
+    at = lambda table: jnp.take_along_axis(table, best[None], axis=0)[0]
+    return {"train": at(table), "held_out": at(f1(held_out, n_held_out)), "best": best}
+
+
+def _ranges(t: int) -> list[tuple[int, int]]:
+    """Half-open ranges of positions with ends at 0 to 8, powers of 2, and the end."""
+    ends = sorted({*range(min(8, t) + 1), *(2**i for i in range(3, t.bit_length()) if 2**i < t), t})
+    return [(a, b) for i, a in enumerate(ends) for b in ends[i + 1 :]]
+
+
+def _said(kind: int, found: dict[str, Any], texts: Sequence[str], ranges: list[tuple[int, int]]) -> str:
+    if kind < 2:
+        words = ", ".join(repr(texts[int(i)]) for i in found["order"][: int(found["size"])])
+        return f"{('token', 'previous token')[kind]} is one of {words}"
+    if kind < 4:
+        return f"{('token', 'previous token')[kind - 2]} matches {PATTERNS[int(found['best'])]}"
+    first, end = ranges[int(found["best"])]
+    return f"position {first} to {end - 1}"
