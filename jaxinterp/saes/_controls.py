@@ -48,7 +48,7 @@ def random_dictionary(
         4.0
     """
     architecture: Any = config.architecture
-    k = getattr(architecture, "k", None)
+    k: Any = getattr(architecture, "k", None)
     if config.target is not None and targets is None:
         raise InputError(f"A transcoder's control needs typical outputs ({config.target!r}) as well: give targets.")
     if l0 is not None and not 0 < l0 < config.n_latents:

@@ -118,10 +118,10 @@ def loss_recovered(
         )
     name = sae.config.site
     totals = [np.asarray(_total(params, batch, model=model, name=name), np.float64) for batch in given]
-    mean = jnp.asarray(sum(totals) / touched, jnp.float32)
+    mean = jnp.asarray(np.sum(totals, axis=0) / touched, jnp.float32)
     sums = [np.asarray(_nats(sae, params, batch, mean, model=model), np.float64) for batch in given]
     counts = sum(int(jnp.sum(batch.predicts)) for batch in given)
-    nats = dict(zip(("clean", "spliced", "zero", "mean"), (sum(sums) / counts).tolist(), strict=True))
+    nats = dict(zip(("clean", "spliced", "zero", "mean"), (np.sum(sums, axis=0) / counts).tolist(), strict=True))
     return LossRecovered(**nats, tokens=counts, touched=touched)
 
 

@@ -118,8 +118,8 @@ def planted(
     rates = active * weights / weights.sum()
     if rates.max() >= 1.0:
         raise InputError(
-            f"With active={active} direction {rates.argmax()} would be active with probability {rates.max():.3g}, which has to be "
-            f"below 1: ask for at most {0.99 * active / rates.max():.3g} active ones, or flatter frequencies."
+            f"With active={active} direction {rates.argmax()} would be active with probability {rates.max():.3g}, which has to "
+            f"be below 1: ask for at most {0.99 * active / rates.max():.3g} active ones, or flatter frequencies."
         )
     directions = jax.random.normal(key, (n_directions, width), jnp.float32)
     return Planted(

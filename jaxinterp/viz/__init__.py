@@ -4,13 +4,15 @@
 - `attention`: attention patterns of a few heads as a figure.
 - `attention_page`: all attention patterns of a prompt as one HTML file.
 - `sweep_page`: the result of a sweep as one HTML file that needs no network.
+- `plot_pareto`: error against sparsity of several kinds of dictionary, as a figure.
 - `ranked`: the cells of a sweep by absolute effect.
 """
 
 from jaxinterp.viz._attention import attention
 from jaxinterp.viz._attention_page import attention_page
 from jaxinterp.viz._page import sweep_page
+from jaxinterp.viz._pareto import plot_pareto
 from jaxinterp.viz._plot import plot
 from jaxinterp.viz._ranked import RankedCell, ranked
 
-__all__ = ["RankedCell", "attention", "attention_page", "plot", "ranked", "sweep_page"]
+__all__ = ["RankedCell", "attention", "attention_page", "plot", "plot_pareto", "ranked", "sweep_page"]
