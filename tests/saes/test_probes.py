@@ -34,7 +34,7 @@ def test_the_logistic_regression_is_at_its_least():
 
 def test_one_latent_tells_its_label_and_one_coordinate_does_not():
     got = sparse_probes(
-        dictionary(TRUTH.directions), ROWS["x"], ROWS["amounts"] > 0, (OTHERS["x"], OTHERS["amounts"] > 0), sizes=(1, 3)
+        dictionary(TRUTH.directions), ROWS["x"], ROWS["amounts"] > 0, (OTHERS["x"], OTHERS["amounts"] > 0), sizes=(1,)
     )
     assert np.asarray(got.latents).min() > 0.99
     assert np.asarray(got.chosen)[:, 0].tolist() == list(range(8))

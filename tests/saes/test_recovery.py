@@ -57,7 +57,7 @@ def test_amplitude_ratio_is_that_of_a_shrunk_dictionary():
     config = SAEConfig(architecture=TopK(k=4), d_in=8, n_latents=8)
     params = dict(W_enc=0.4 * directions, b_enc=jnp.zeros(8), W_dec=2.0 * directions, b_dec=jnp.zeros(8))
     sae = SAE(params=params, scales=dict(input=jnp.float32(1), target=jnp.float32(1)), config=config)
-    amounts = jax.random.uniform(jax.random.key(0), (64, 8)) * (jnp.arange(8) < 3)[None]
+    amounts = jax.random.uniform(jax.random.key(0), (64, 8)) * (jnp.arange(8) < 3).astype(jnp.float32)[None]
     found = recovery(sae, directions)
     assert amplitude_ratio(sae, found, amounts, amounts) == pytest.approx(0.8, rel=1e-5)
     assert np.isnan(amplitude_ratio(sae, recovery(sae, -directions), amounts, amounts))
