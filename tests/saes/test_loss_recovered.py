@@ -24,7 +24,8 @@ from tests.tiny import check_close, make_model, make_params, make_tokens
 
 MODEL = make_model(n_layers=2)
 PARAMS = make_params(MODEL)
-SITE, LAYER, BOS = "resid_post", 0, 3
+SITE, LAYER = "resid_post", 0
+BOS = int(make_tokens(3, 5)[0, 2])  # one that is there, and not in front
 
 
 def make_sae(site=f"{SITE}.{LAYER}", d=8, n=24, seed=0):
