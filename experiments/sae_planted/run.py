@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxinterp import saes
+from jaxinterp import saes, viz
 from jaxinterp.activations import from_function
 from jaxinterp.tasks import Planted, planted
 
@@ -163,6 +163,23 @@ def part_dead(setting: Setting) -> dict:
     return out
 
 
+def at_matched_l0(pareto: dict) -> list[dict]:
+    """The FVU of TopK, interpolated over log L0, where L1 dictionaries have theirs; outside of TopK's range there is none."""
+    topk = sorted((row["l0"], row["fvu"]) for row in pareto["topk"])
+    logs, errors = np.log([l0 for l0, _ in topk]), [fvu for _, fvu in topk]
+    return [
+        {"l0": row["l0"], "l1_fvu": row["fvu"], "topk_fvu": round(float(np.interp(np.log(row["l0"]), logs, errors)), 4)}
+        for row in pareto["l1"] if topk[0][0] <= row["l0"] <= topk[-1][0]
+    ]  # fmt: skip
+
+
+def draw(pareto: dict, file: Path) -> None:
+    """FVU against L0."""
+    families = {"TopK": pareto["topk"], "ReLU with L1": pareto["l1"]}
+    control = {"random TopK": [{"l0": row["l0"], "fvu": row["random_fvu"]} for row in pareto["topk"]]}
+    viz.plot_pareto(families, control=control, size=f"planted, G = M = {G}, d = {WIDTH}").savefig(file)
+
+
 PARTS = {
     name.removeprefix("part_"): part
     for name, part in (
@@ -183,6 +200,9 @@ def main() -> None:
     for name in given.parts:
         results = json.loads(file.read_text()) if file.is_file() else {}
         results[name] = PARTS[name](Setting(given.smoke))
+        if name == "pareto":
+            results[name]["matched"] = at_matched_l0(results[name])
+            draw(results[name], given.out / "pareto.png")
         file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         print(name, "is done", flush=True)
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, ArrayLike, Float
+from jaxinterp.mesh import fetch
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._sparse import SparseLatents
 
@@ -118,7 +119,7 @@ def evaluate(sae: SAE, batches: ArrayLike | Iterable[Any], *, rows: int | None =
             break
     if state is None or not seen:
         raise InputError("evaluate saw no row: give at least one batch.")
-    return _result(sae, jax.tree.map(np.asarray, state))
+    return _result(fetch(state))
 
 
 def _sites(sae: SAE, batch: Any) -> tuple[Array, Array]:
@@ -205,7 +206,7 @@ def _by_latent(latents: Array | SparseLatents) -> tuple[Array, Array, Array]:
     return fired, zeros.at[at].add(latents.values), zeros.at[at].max(latents.values)
 
 
-def _result(sae: SAE, state: dict[str, np.ndarray]) -> Evaluation:
+def _result(state: dict[str, np.ndarray]) -> Evaluation:
     rows, error = int(state["rows"]), float(state["error"])
     if not np.isfinite(error):
         raise InputError(f"The squared error of {rows} rows is {error}: a row, or the dictionary, is not finite.")

@@ -172,7 +172,7 @@ def amplitude_ratio(sae: SAE, found: Recovery, rows: ArrayLike, amounts: ArrayLi
     """How much of a planted direction's amount its latent writes: 1 is all, less is shrinkage.
 
     The mean of (activation times length of the decoder row) / amount over rows and directions where both are active, for the
-    directions whose matched latent is above the threshold.
+    directions whose matched latent is above the threshold. Where several latents share a direction, the matched one writes a part.
 
     Args:
         sae: the dictionary.

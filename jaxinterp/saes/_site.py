@@ -21,14 +21,12 @@ class Batch:
 
     Attributes:
         tokens: ids.
-        real: whether there is a token.
-        kept: whether it may be touched: real, and not excluded.
-        predicts: [B, T - 1], whether the next token is real and of the same text.
+        kept: whether it may be touched: there is a token, and it is not excluded.
+        predicts: [B, T - 1], whether there is a next token of the same text.
         how: further arguments of the forward pass.
     """
 
     tokens: Any
-    real: Any
     kept: Any
     predicts: Any
     how: Any
@@ -52,8 +50,8 @@ def as_batch(tokens: Any, exclude: tuple[int, ...], exclude_positions: tuple[int
         )
     kept = real & ~np.isin(ids, exclude) & ~np.isin(positions, exclude_positions)
     predicts = real[:, 1:] & real[:, :-1] & same
-    arrays = (jnp.asarray(a) for a in (ids.astype(np.int32), real, kept, predicts))
-    return Batch(**dict(zip(("tokens", "real", "kept", "predicts"), arrays, strict=True)), how=how)
+    arrays = (jnp.asarray(a) for a in (ids.astype(np.int32), kept, predicts))
+    return Batch(**dict(zip(("tokens", "kept", "predicts"), arrays, strict=True)), how=how)
 
 
 def site_and_layer(name: str) -> tuple[str, int | None]:
