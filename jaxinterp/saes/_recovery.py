@@ -171,8 +171,8 @@ def _matches(directions: Array, truth: Array, alive: Array) -> tuple[Array, Arra
 def amplitude_ratio(sae: SAE, found: Recovery, rows: ArrayLike, amounts: ArrayLike) -> float:
     """How much of a planted direction's amount its latent writes: 1 is all, less is shrinkage.
 
-    The mean of (activation times length of the decoder row) / amount over rows and directions where both are active, for the
-    directions whose matched latent is above the threshold. Where several latents share a direction, the matched one writes a part.
+    The mean of (activation times length of the decoder row) / amount over rows and directions where both are active, for
+    directions whose matched latent is above the threshold. Where several latents share one, the matched one writes a part.
 
     Args:
         sae: the dictionary.
