@@ -11,8 +11,9 @@ from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
 from jaxinterp.saes._relu import ReLU
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, init
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
+from jaxinterp.saes._splice import Spliced, splice
 from jaxinterp.saes._topk import TopK
 from jaxinterp.saes._train import Stream, train, train_ensemble
 from jaxinterp.saes._train_config import TrainConfig
@@ -31,6 +32,7 @@ __all__ = [
     "ReLU",
     "SAEConfig",
     "SparseLatents",
+    "Spliced",
     "Stream",
     "TopK",
     "TrainConfig",
@@ -39,7 +41,9 @@ __all__ = [
     "decode_active",
     "described",
     "encode_active",
+    "init",
     "read_metrics",
+    "splice",
     "train",
     "train_ensemble",
 ]

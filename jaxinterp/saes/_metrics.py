@@ -119,10 +119,8 @@ class _Bar:
     def __init__(self, steps: int, taken: int):
         from rich.progress import (
             BarColumn,
-            MofNCompleteColumn,
             Progress,
             TextColumn,
-            TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
