@@ -57,7 +57,7 @@ class DrawnStream:
         return batch
 
     def documents(self) -> np.ndarray:
-        """The number of each row of the batch served last, int32 [batch_size]."""
+        """The number of each row of the batch served last, [batch_size]."""
         if self._last is None:
             raise InputError("no batch was served yet: call next(stream) first.")
         return meshes.fetch(self._last)
@@ -183,11 +183,10 @@ def from_function(
     cut = NamedSharding(mesh, P(AXIS))
 
     @functools.partial(jax.jit, out_shardings=cut)
-    def rows(key: PRNGKeyArray, served: Array) -> tuple[dict[str, Array], Array]:
-        drawn = sample(jax.random.fold_in(key, served // batch_size), batch_size)
-        return dict(drawn), served + jnp.arange(batch_size, dtype=jnp.int32)
+    def rows(key: PRNGKeyArray, number: Any) -> dict[str, Array]:
+        return dict(sample(jax.random.fold_in(key, number), batch_size))
 
-    draw = lambda key, served: rows(key, jnp.int32(served))
+    draw = lambda key, served: (rows(key, np.uint32(served // batch_size)), np.arange(served, served + batch_size))
     name = f"{getattr(sample, '__module__', '')}.{getattr(sample, '__qualname__', type(sample).__name__)}"
     return DrawnStream(draw, shapes, n, batch_size, key, mesh, {"kind": "function", "function": name, "rows": n})
 

@@ -64,7 +64,8 @@ class Harvest:
         self.stop = _last_block(self.targets, table)
         shapes = {target.key: table[target.site] for target in self.targets}
         self.widths = {key: int(np.prod(shape.shape[2:])) for key, shape in shapes.items()}
-        self.dtype = jnp.result_type(*{jnp.dtype(shape.dtype) for shape in shapes.values()})
+        with jax.numpy_dtype_promotion("standard"):  # norms' scales are float32 in any model
+            self.dtype = jnp.result_type(*(shape.dtype for shape in shapes.values()))
         self.rows = tokens.batch_size // parts * tokens.n_ctx
         self._plan = (self.targets, self.stop, tokens.packed, _spread(self.params, mesh, tokens.batch_size))
         self._skip_ids = np.asarray(skip["tokens"], np.int32)

@@ -25,6 +25,9 @@ def test_every_row_is_served_once(model, params, brute, devices, pack):
 
 
 def test_a_pass_stops_behind_the_last_layer(model, params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert make(model, half, sites=["embed"]).dtype == jnp.bfloat16
+    assert make(model, half, sites=["embed", ("mlp.norm_scale", 0)]).dtype == jnp.float32
     stop = lambda *sites: make(model, params, sites=sites)._source.stop
     assert [stop("embed"), stop("embed", ("resid_pre", 1)), stop(("mlp.out", 2)), stop("logits")] == [0, 2, 3, None]
     stream = make(model, params, sites=["final.in", ("resid_post", 2)], buffer_size=None)
