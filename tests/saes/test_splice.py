@@ -134,7 +134,7 @@ def test_latents_are_cells_of_a_sweep_and_of_attribution():
     check_close(found["sae.latents"].score.values, slope.values, 0.02)
     exact = patching.sweep(spliced, params, progress=False, **single).effect.values.ravel()
     cells = found.audits["sae.latents"].cells
-    check_close(sorted(cells.exact.values), sorted(exact), 1e-5)
+    check_close(sorted(cells.effect.values), sorted(exact), 1e-5)
 
 
 def test_gradients_reach_the_latents():
