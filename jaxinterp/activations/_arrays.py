@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
-from jaxinterp._typing import Array, PRNGKeyArray
+from jaxinterp._typing import Array, ArrayLike, PRNGKeyArray
 from jaxinterp.activations._description import as_text, differences
 from jaxinterp.activations._mesh import check_mesh, mesh_of
 from jaxinterp.activations._pool import AXIS
@@ -56,7 +56,7 @@ class DrawnStream:
         self.served += self.batch_size
         return batch
 
-    def documents(self) -> Array:
+    def documents(self) -> ArrayLike:
         """The number of each row of the batch served last, [batch_size], cut as the batch is."""
         if self._last is None:
             raise InputError("no batch was served yet: call next(stream) first.")

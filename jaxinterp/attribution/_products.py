@@ -28,7 +28,8 @@ def products(
 ) -> tuple[Array, dict[str, Array]]:
     """The metric of both runs [2, B], and by site (a_source - a_base) dm/da [B, ...], summed over the axes that are not kept.
 
-    Without a source a_source is 0, and the metric that of one run [1, B]. `readings` and `narrow` say what is read, see `patching.measure`.
+    Without a source a_source is 0, and the metric that of one run [1, B]. `readings` and `narrow` say what is read, see
+    `patching.measure`.
     """
     extra = {} if mask is None or not isinstance(model, Model) else {"mask": mask}
     forward = model.forward if isinstance(model, Model) else model

@@ -145,13 +145,14 @@ def attribution_patching(
     for name in names if audit else ():
         check_single(todo[name].cells, audit)
     values, found = _run(model, params, todo, shapes, axes)
+    ends: dict[str, Any] = dict(base=values[:1], source=None if source is None else values[1:])
+    about: dict[str, Any] = dict(op="attribution patching", keep=keep, tokenizer=tokenizer, provenance=provenance)
     scores = {
         name: patching.named_result(
-            todo[name], gather(found[name], todo[name])[:, None], base=values[:1],
-            source=None if source is None else values[1:], site=name, op="attribution patching", over=axes[name], keep=keep, tokenizer=tokenizer, provenance=provenance,
+            todo[name], gather(found[name], todo[name])[:, None], site=name, over=axes[name], **ends, **about
         ).rename({"effect": "score", **({"effect_by_prompt": "score_by_prompt"} if "prompts" in keep else {})})
         for name in names
-    }  # fmt: skip
+    }
     sharp = None
     if has_scores(table):
         sharp = saturation(model, params, todo[names[0]].base, mask=todo[names[0]].mask)

@@ -10,6 +10,7 @@ from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
+from jaxinterp.saes._program import Program, make_program
 from jaxinterp.saes._relu import ReLU
 from jaxinterp.saes._sae import SAE, init
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
@@ -29,6 +30,7 @@ __all__ = [
     "JumpReLU",
     "Matryoshka",
     "Outcome",
+    "Program",
     "ReLU",
     "SAEConfig",
     "SparseLatents",
@@ -42,6 +44,7 @@ __all__ = [
     "described",
     "encode_active",
     "init",
+    "make_program",
     "read_metrics",
     "splice",
     "train",
