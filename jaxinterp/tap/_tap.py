@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
 from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScopeError, UnvisitedSiteError
 from jaxinterp._typing import Array, PyTree
@@ -316,12 +317,18 @@ class Tap:
 
 
 def _check_kept(site: Site, before: Any, after: Any) -> None:
-    if (before.shape, before.dtype) != (after.shape, after.dtype) or before.sharding != after.sharding:
+    if (before.shape, before.dtype, _explicit(before)) != (after.shape, after.dtype, _explicit(after)):
         raise SiteTypeError(
             f"a handler turned site {site.name!r} from {before.str_short()} into {after.str_short()}. A handler "
             "returns the shape, dtype and sharding that it was given: broadcast or cast inside it, "
             "for example with .astype(value.dtype)."
         )
+
+
+def _explicit(kind: Any) -> Any:
+    """How a type is cut over explicit mesh axes; where JAX chooses, a type says nothing (and may lack the mesh)."""
+    mesh = kind.sharding.mesh
+    return kind.sharding if AxisType.Explicit in getattr(mesh, "axis_types", ()) else None
 
 
 def _shapes(states: PyTree) -> list[tuple[int, ...]]:
