@@ -11,7 +11,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Float, PRNGKeyArray
 from jaxinterp.saes import _linear
-from jaxinterp.saes._config import SAEConfig
+from jaxinterp.saes._config import SAEConfig, split_site
 from jaxinterp.saes._normalize import measured_scale, normalized, restored
 from jaxinterp.saes._sparse import SparseLatents
 
@@ -110,8 +110,8 @@ class SAE:
 
     def _check(self, x: Array) -> None:
         if x.ndim < 1 or x.shape[-1] != self.config.d_in or not jnp.issubdtype(x.dtype, jnp.floating):
+            name, _ = split_site(self.config.site)
             raise InputError(
                 f"activations of {x.dtype}{list(x.shape)}; this dictionary reads {self.config.site!r} as floating-point numbers, "
-                f"{self.config.d_in} wide. Give what `capture({self.config.site.split('.')[0]!r})` gives at that site, or load "
-                f"the dictionary of the other one."
+                f"{self.config.d_in} wide. Give what `capture({name!r})` gives at that site, or load the dictionary of the other one."
             )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array
+from jaxinterp.saes._config import split_site
 from jaxinterp.saes._sae import SAE
 from jaxinterp.tap import IDENTITY, Handler, Site, Tap, make_where, row_positions, select
 
@@ -70,17 +71,6 @@ def splice(
         apart=() if layer is None else (layer,),
         data={"sae": sae, "where": where, "excluded": excluded},
     )
-
-
-def split_site(key: str) -> tuple[str, int | None]:
-    """The name and the layer of a site as streams name it.
-
-    Example:
-        >>> split_site("mlp.out.3"), split_site("embed")
-        (('mlp.out', 3), ('embed', None))
-    """
-    name, _, last = key.rpartition(".")
-    return (name, int(last)) if name and last.isdigit() else (key, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_planted_directions_are_recovered(architecture):
     assert best_cosines(stream, first).mean() < 0.7
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["relu_2024", "topk_scaled", "matryoshka", "jump_relu_tanh", "gated"])
 def test_the_loss_falls(name, tmp_path):
     quiet(make_run(ARCHITECTURES[name], steps=40, sparsity_warmup_steps=1), PlantedStream(), folder=tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
