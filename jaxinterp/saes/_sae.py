@@ -113,5 +113,6 @@ class SAE:
             name, _ = split_site(self.config.site)
             raise InputError(
                 f"activations of {x.dtype}{list(x.shape)}; this dictionary reads {self.config.site!r} as floating-point numbers, "
-                f"{self.config.d_in} wide. Give what `capture({name!r})` gives at that site, or load the dictionary of the other one."
+                f"{self.config.d_in} wide. Give what `capture({name!r})` gives at that site, or load the dictionary of the "
+                f"other one."
             )
