@@ -6,12 +6,14 @@ from jaxinterp.saes._axes import Axes
 from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._described import ARCHITECTURES, config_from, described
+from jaxinterp.saes._files import FORMS, load, save
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
 from jaxinterp.saes._relu import ReLU
 from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
 from jaxinterp.saes._topk import TopK
 from jaxinterp.saes._train import Stream, train, train_ensemble
@@ -19,6 +21,7 @@ from jaxinterp.saes._train_config import TrainConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "FORMS",
     "SAE",
     "Architecture",
     "AuxK",
@@ -30,6 +33,7 @@ __all__ = [
     "Outcome",
     "ReLU",
     "SAEConfig",
+    "Source",
     "SparseLatents",
     "Stream",
     "TopK",
@@ -39,7 +43,9 @@ __all__ = [
     "decode_active",
     "described",
     "encode_active",
+    "load",
     "read_metrics",
+    "save",
     "train",
     "train_ensemble",
 ]
