@@ -150,11 +150,10 @@ def write(content: Content, old: dict[str, Any]) -> Written:
     refuse("dictionary_learning's form", [what for what, holds in faults.items() if holds])
     kept = {key: value for key, value in old.get("trainer", {}).items() if key in TRAINER_HARMLESS}
     layer = config.site.rpartition(".")[2]
-    is_residual = config.site == f"resid_post.{layer}" and layer.isdigit()
-    trainer = {
-        **kept, "dict_class": name, "activation_dim": config.d_in, "dict_size": config.n_latents,
-        "layer": int(layer) if is_residual else None, "submodule_name": f"resid_post_layer_{layer}" if is_residual else config.site,
-    }  # fmt: skip
+    place: dict[str, Any] = {"submodule_name": config.site}
+    if config.site == f"resid_post.{layer}" and layer.isdigit():
+        place = {"layer": int(layer), "submodule_name": f"resid_post_layer_{layer}"}
+    trainer = {**kept, "dict_class": name, "activation_dim": config.d_in, "dict_size": config.n_latents, **place}
     extra: dict[str, np.ndarray] = {}
     if hasattr(kind, "k"):
         trainer["k"], extra["k"] = kind.k, np.asarray(kind.k, np.int32)

@@ -162,8 +162,9 @@ def _read(
     constant = scale if scale is not None else form.scale(files)
     if config.normalize in ("sqrt_d", "unit") and constant is None:
         raise ConfigError(
-            f"{folder} wants rows of a certain mean norm (normalize={config.normalize!r}) and does not say what to multiply them "
-            "by. Give load(..., scale=the root of the width over the mean norm of the rows), or scale=1.0 for what SAELens computes."
+            f"{folder} wants rows of a certain mean norm (normalize={config.normalize!r}) and does not say what to multiply "
+            "them by. Give load(..., scale=the root of the width over the mean norm of the rows), or scale=1.0 for "
+            "what SAELens computes."
         )
     if scale is not None and config.normalize not in ("sqrt_d", "unit"):
         raise InputError(

@@ -35,8 +35,8 @@ def check(params: Mapping[str, np.ndarray], config: SAEConfig, what: str) -> Non
     shapes = shapes_of(config)
     faults = [f"{name} is missing" for name in shapes if name not in params]
     faults += [f"{name} is not of this dictionary" for name in params if name not in shapes]
-    for name in shapes.keys() & params.keys():
-        faults += _faults_of(name, params[name], shapes[name])
+    for name, value in params.items():
+        faults += _faults_of(name, value, shapes.get(name, value.shape))
     _raise(faults, what)
 
 
@@ -139,7 +139,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if path.suffix != ".npz":
         return read_safetensors(path)
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise WeightsError(
