@@ -214,7 +214,7 @@ def _is_as_read(content: Content, table: Form, old: Source) -> bool:
     read = table.read(old.config, theirs, "")
     if table.by_place and (read.target is None) == (config.target is None):
         read = dataclasses.replace(read, site=config.site, target=config.target)
-    return read == config and (constant is None or np.float32(constant) == np.float32(content.scales["input"]))
+    return read == config and (constant is None or float(np.float32(constant)) == content.scales["input"])
 
 
 def _folder(folder_or_hub_id: str | Path, subfolder: str | None, revision: str | None) -> tuple[Path, str]:

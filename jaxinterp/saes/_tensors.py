@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxinterp.weights import read_safetensors, write_safetensors
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+@functools.lru_cache
 def shapes_of(config: SAEConfig) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of a dictionary, without making one."""
     sample = jax.ShapeDtypeStruct((2, config.width_out), jnp.float32)

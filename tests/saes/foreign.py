@@ -19,7 +19,7 @@ class Case(NamedTuple):
         compute: (tensors in float64, rows) to (latents, output), by the form's own code.
         site: what the dictionary reads, in our words; `target` what it gives.
         place: the folder.
-        arguments: of `load`.
+        scale: an argument of `load`.
     """
 
     form: str
@@ -29,7 +29,7 @@ class Case(NamedTuple):
     site: str = "resid_post.3"
     target: str | None = None
     place: str = "folder"
-    arguments: dict[str, Any] = {}
+    scale: float | None = None
 
 
 WEIGHTS = {
@@ -113,9 +113,17 @@ GATED = draw(1, W_enc=(D, N), W_dec=(N, D), b_dec=D, b_gate=N, b_mag=N, r_mag=N)
 JUMP = {**LENS, **draw(2, threshold=N)}
 TRANS = draw(3, W_enc=(D, N), W_dec=(N, D_OUT), b_enc=N, b_dec=D_OUT, threshold=N, W_skip=(D_OUT, D))
 OUT = {"apply_b_dec_to_input": False, "d_out": D_OUT}
-MLP = {"metadata": {**META["metadata"], "hook_name": "blocks.3.ln2.hook_normalized", "hook_name_out": "blocks.3.hook_mlp_out"}}
+MLP = {
+    "metadata": {
+        **META["metadata"],
+        "hook_name": "blocks.3.ln2.hook_normalized",
+        "hook_name_out": "blocks.3.hook_mlp_out",
+    }
+}
 SITES = dict(site="blocks.3.ln2.hook_normalized", target="mlp.out.3")
 one = lambda value: np.asarray(value)
+without = lambda tensors, *names: {key: value for key, value in tensors.items() if key not in names}
+FOUR = one(np.int32(4))
 LINEAR = draw(4, encoder__weight=(N, D), encoder__bias=N, decoder__weight=(D, N), b_dec=D)
 PLAIN = draw(5, W_enc=(D, N), W_dec=(N, D), b_enc=N, b_dec=D)
 
@@ -175,7 +183,8 @@ CASES = {
         LENS, lens(lambda z: topk(z, 4)), "attn.z.3",
     ),
     "saelens one head": saelens(
-        "standard", site="blocks.3.attn.hook_q", metadata={**META["metadata"], "hook_name": "blocks.3.attn.hook_q", "hook_head_index": 2}
+        "standard", site="blocks.3.attn.hook_q",
+        metadata={**META["metadata"], "hook_name": "blocks.3.attn.hook_q", "hook_head_index": 2},
     ),
     "saelens topk": saelens("topk", compute=lens(lambda z: topk(z, 4)), k=4),
     "saelens topk rescaled": saelens(
@@ -202,15 +211,15 @@ CASES = {
     ),
     "saelens average norm told": saelens(
         "standard", compute=lens(normalize=lambda x: (0.0, 1 / 0.3)), normalize_activations="expected_average_only_in"
-    )._replace(arguments={"scale": 0.3}),
+    )._replace(scale=0.3),
     "saelens transcoder": saelens(
-        "transcoder", {k: v for k, v in TRANS.items() if k not in ("threshold", "W_skip")}, lens(center=False), **SITES, **OUT, **MLP
+        "transcoder", without(TRANS, "threshold", "W_skip"), lens(center=False), **SITES, **OUT, **MLP
     ),
     "saelens skip_transcoder": saelens(
-        "skip_transcoder", {k: v for k, v in TRANS.items() if k != "threshold"}, lens(center=False, skip=True), **SITES, **OUT, **MLP
+        "skip_transcoder", without(TRANS, "threshold"), lens(center=False, skip=True), **SITES, **OUT, **MLP
     ),
     "saelens jumprelu_transcoder": saelens(
-        "jumprelu_transcoder", {k: v for k, v in TRANS.items() if k != "W_skip"}, lens(jump, center=False), **SITES, **OUT, **MLP
+        "jumprelu_transcoder", without(TRANS, "W_skip"), lens(jump, center=False), **SITES, **OUT, **MLP
     ),
     "gemma_scope": Case(
         "gemma_scope", {}, JUMP, lens(jump, center=False), "resid_post.20", place="gemma-scope-2b-pt-res/layer_20/width_16k/l0_71"
@@ -223,10 +232,10 @@ CASES = {
         lambda t, x: lens(jump, center=False)({k.replace("w_", "W_"): v for k, v in t.items()}, x), "x",
     ),
     "dictionary_learning relu": learned(
-        "AutoEncoder", {"bias": LINEAR["b_dec"], **{k: v for k, v in LINEAR.items() if "." in k}}, linear(lambda z, t: relu(z), "bias")
+        "AutoEncoder", {"bias": LINEAR["b_dec"], **without(LINEAR, "b_dec")}, linear(lambda z, t: relu(z), "bias")
     ),
     "dictionary_learning new": learned(
-        "AutoEncoderNew", {"decoder.bias": LINEAR["b_dec"], **{k: v for k, v in LINEAR.items() if "." in k}},
+        "AutoEncoderNew", {"decoder.bias": LINEAR["b_dec"], **without(LINEAR, "b_dec")},
         linear(lambda z, t: relu(z), "decoder.bias", center=False), layer=0, submodule_name=None, site="resid_post.0",
     ),
     "dictionary_learning gated": learned(
@@ -235,18 +244,18 @@ CASES = {
     ),
     "dictionary_learning jump": learned("JumpReluAutoEncoder", {**PLAIN, **draw(9, threshold=N)}, scaled_jump, bandwidth=0.1),
     "dictionary_learning topk": learned(
-        "AutoEncoderTopK", {**LINEAR, "k": one(np.int32(4)), "threshold": one(np.float32(0.7))}, linear(lambda z, t: topk(z, 4)), k=4,
+        "AutoEncoderTopK", {**LINEAR, "k": FOUR, "threshold": one(np.float32(0.7))}, linear(lambda z, t: topk(z, 4)), k=4,
         submodule_name="mlp_out_layer_3", site="mlp_out_layer_3",
     ),
     "dictionary_learning batch": learned(
-        "BatchTopKSAE", {**LINEAR, "k": one(np.int32(4)), "threshold": one(np.float32(0.7))}, linear(lambda z, t: z * (z > 0.7)), k=4
+        "BatchTopKSAE", {**LINEAR, "k": FOUR, "threshold": one(np.float32(0.7))}, linear(lambda z, t: z * (z > 0.7)), k=4
     ),
     "dictionary_learning untrained batch": learned(
-        "BatchTopKSAE", {**LINEAR, "k": one(np.int32(4)), "threshold": one(np.float32(-1))}, linear(lambda z, t: relu(z)), k=4
+        "BatchTopKSAE", {**LINEAR, "k": FOUR, "threshold": one(np.float32(-1))}, linear(lambda z, t: relu(z)), k=4
     ),
     "dictionary_learning matryoshka": learned(
         "MatryoshkaBatchTopKSAE",
-        {**PLAIN, "k": one(np.int32(4)), "threshold": one(np.float32(0.7)), "group_sizes": np.array([5, 5, 10])},
+        {**PLAIN, "k": FOUR, "threshold": one(np.float32(0.7)), "group_sizes": np.array([5, 5, 10])},
         lens(lambda z: z * (z > 0.7)), k=4, group_sizes=[5, 5, 10], group_fractions=[0.25, 0.25, 0.5],
     ),
     "sparsify": Case("sparsify", {"cfg.json": {**SPARSIFY, "signed": False}}, SPARSE, sparse(), "resid_post.3", place="layers.3"),

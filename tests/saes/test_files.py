@@ -1,6 +1,7 @@
 """Our own form, and what holds for files of every form."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -13,6 +14,7 @@ from jaxinterp.saes import SAE, ReLU, TopK, load, save
 from tests.saes.problems import ARCHITECTURES, make_config, make_params, make_rows
 
 
+@functools.cache
 def make_sae(name="relu_2024", kind="sae", normalize="none", dtype=jnp.float32, **changes):
     config = make_config(ARCHITECTURES[name], kind, normalize=normalize, **{"site": "resid_post.3", **changes})
     params = {key: leaf.astype(dtype) for key, leaf in make_params(config).items()}
@@ -74,8 +76,15 @@ def test_nothing_is_left_of_a_save_that_fails(tmp_path):
     broken = dataclasses.replace(sae, params={**sae.params, "b_enc": sae.params["b_enc"].at[3].set(jnp.nan)})
     with pytest.raises(WeightsError, match="b_enc holds NaN"):
         save(broken, tmp_path / "sae")
-    with pytest.raises(WeightsError, match=r"(?s)b_enc is missing.*W_skip is not of this.*b_dec is \[3\], should be \[10\]"):
-        params = {"W_enc": sae.params["W_enc"], "W_dec": sae.params["W_dec"], "W_skip": jnp.ones(2), "b_dec": jnp.ones(3)}
+    with pytest.raises(
+        WeightsError, match=r"(?s)b_enc is missing.*W_skip is not of this.*b_dec is \[3\], should be \[10\]"
+    ):
+        params = {
+            "W_enc": sae.params["W_enc"],
+            "W_dec": sae.params["W_dec"],
+            "W_skip": jnp.ones(2),
+            "b_dec": jnp.ones(3),
+        }
         save(dataclasses.replace(sae, params=params), tmp_path / "sae")
     assert list(tmp_path.iterdir()) == []
 
