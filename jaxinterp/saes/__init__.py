@@ -6,7 +6,8 @@ from jaxinterp.saes._axes import Axes
 from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._described import ARCHITECTURES, config_from, described
-from jaxinterp.saes._files import FORMS, load, save
+from jaxinterp.saes._files import load, save
+from jaxinterp.saes._forms import FORMS
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka

@@ -57,13 +57,14 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
         "dict_class": Field(tuple(CLASSES)), "activation_dim": Field(int), "dict_size": Field(int),
         "submodule_name": Field(str, None), "k": Field(int, None), "group_sizes": Field(list, None),
     }  # fmt: skip
-    v, more = read_fields(trainer, fields, TRAINER_HARMLESS, "trainer.") if trainer else ({}, [])
+    v, more = read_fields(trainer, fields, TRAINER_HARMLESS, "trainer.")
     faults += more
     name = v.get("dict_class")
     for field in ("k",) if "TopK" in str(name) else ():
         faults += [f"trainer.{field} is missing: it must be a whole number from 1 up"] if v[field] is None else []
-    if name == "MatryoshkaBatchTopKSAE" and not v["group_sizes"]:
-        faults.append("trainer.group_sizes is missing: it must be a list of whole numbers")
+    sizes = v["group_sizes"] or []
+    if name == "MatryoshkaBatchTopKSAE" and not (sizes and all(isinstance(size, int) for size in sizes)):
+        faults.append(f"trainer.group_sizes = {v['group_sizes']!r}: it must be a list of whole numbers")
 
     def make() -> SAEConfig:
         return SAEConfig(

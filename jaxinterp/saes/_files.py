@@ -9,25 +9,16 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp._errors import ConfigError, InputError, MissingFileError, SaveError, WeightsError, closest
-from jaxinterp.saes import _dictionary_learning, _gemma_scope, _own, _saelens, _sparsify
+from jaxinterp._errors import ConfigError, InputError, closest
+from jaxinterp.saes import _own
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._form import Content, Form
+from jaxinterp.saes._forms import FORMS, OWN, WEIGHTS, check_replaceable, find_folder, form_of
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._tensors import DTYPES, check, exactly, give, on_host, read_tensors, take, with_dtype, write_tensors
 from jaxinterp.store import atomic_folder
-from jaxinterp.weights import fetch_files, read_json
-
-OWN = "jaxinterp"
-FORMS: dict[str, Form] = {
-    "saelens": _saelens.FORM,
-    "gemma_scope": _gemma_scope.FORM,
-    "dictionary_learning": _dictionary_learning.FORM,
-    "sparsify": _sparsify.FORM,
-}
-"""Other people's forms, by name. Our own is "jaxinterp"."""
-WEIGHTS = {OWN: _own.WEIGHTS, **{name: form.weights for name, form in FORMS.items()}}
+from jaxinterp.weights import read_json
 
 
 def load(
@@ -84,8 +75,8 @@ def load(
         raise InputError(f"dtype = {dtype!r} is not legal. Legal: {', '.join(DTYPES)}, or None.")
     if scale is not None and not 0 < scale < float("inf"):
         raise InputError(f"scale = {scale}: above 0.")
-    folder, place = _folder(folder_or_hub_id, subfolder, revision)
-    name = _form_of(folder, form)
+    folder, place = find_folder(folder_or_hub_id, subfolder, revision)
+    name = form_of(folder, form)
     if name == OWN:
         config, params, scales, source = _own.read(folder)
         check(params, config, str(folder / _own.WEIGHTS))
@@ -136,7 +127,7 @@ def save(sae: SAE, folder: str | Path, *, form: str = OWN, dtype: str | None = N
     check(params, sae.config, "This dictionary")
     scales = {name: float(sae.scales[name]) for name in ("input", "target")}
     if overwrite:
-        _check_replaceable(folder)
+        check_replaceable(folder)
     if form == OWN:
         params = {name: with_dtype(leaf, dtype) for name, leaf in params.items()}
         with atomic_folder(folder, replace=overwrite) as temporary:
@@ -215,76 +206,3 @@ def _is_as_read(content: Content, table: Form, old: Source) -> bool:
     if table.by_place and (read.target is None) == (config.target is None):
         read = dataclasses.replace(read, site=config.site, target=config.target)
     return read == config and (constant is None or float(np.float32(constant)) == content.scales["input"])
-
-
-def _folder(folder_or_hub_id: str | Path, subfolder: str | None, revision: str | None) -> tuple[Path, str]:
-    """The local folder of a dictionary, fetched from the hub where there is none of that name; and where it lies, in words."""
-    path, inner = Path(folder_or_hub_id).expanduser(), subfolder or "."
-    if path.is_file():
-        raise MissingFileError(f"{path} is a file. Give the folder that holds it: {str(path.parent)!r}.")
-    if path.is_dir() or len(Path(str(folder_or_hub_id)).parts) != 2:
-        if revision is not None:
-            raise ConfigError(f"revision = {revision!r} is for repositories of the hub; {path} is a local folder.")
-        if not (path / inner).is_dir():
-            raise MissingFileError(
-                f"There is no folder {path / inner}, and a repository of the hub is named 'owner/name'. Check the path from "
-                f"{Path.cwd()}."
-            )
-        return path / inner, (path / inner).resolve().as_posix()
-    files = {
-        _own.CONFIG,
-        f"{_own.SOURCE}/*",
-        *WEIGHTS.values(),
-        *(file for form in FORMS.values() for file in form.files),
-    }
-    start = "" if subfolder is None else f"{subfolder.strip('/')}/"
-    hint = "Published dictionaries often lie in a folder of their repository: load(name, subfolder=...)."
-    name = str(folder_or_hub_id)
-    found = fetch_files(name, revision, [start + file for file in sorted(files)], "dictionary", hint)
-    return found / inner, f"{name}/{subfolder or ''}".rstrip("/")
-
-
-def _form_of(folder: Path, form: str | None) -> str:
-    """The form that a folder has, by the files in it."""
-    if form is not None and form not in WEIGHTS:
-        raise InputError(f"form = {form!r} is not known. {closest(form, WEIGHTS)}")
-    found = [name for name, weights in WEIGHTS.items() if (folder / weights).is_file() and form in (None, name)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigError(f"{folder} holds dictionaries of the forms {', '.join(found)}: choose one by form=...")
-    for name, table in FORMS.items():
-        if table.pickle and (folder / table.pickle).is_file() and form in (None, name):
-            raise WeightsError(_pickle_message(folder / table.pickle, table.weights))
-    inside = sorted(
-        {path.parent.relative_to(folder).as_posix() for w in WEIGHTS.values() for path in folder.glob(f"*/**/{w}")}
-    )
-    hint = (
-        f" There are dictionaries in {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}: give subfolder=..."
-        * bool(inside)
-    )
-    wanted = ", ".join(f"{weights} ({name})" for name, weights in WEIGHTS.items() if form in (None, name))
-    raise MissingFileError(f"{folder} holds no dictionary that is understood: there is no {wanted}.{hint}")
-
-
-def _pickle_message(path: Path, weights: str) -> str:
-    return (
-        f"{path} is a pickle, which can run any program when it is opened, so jaxinterp never opens one. Convert it once, in an "
-        "environment with torch and safetensors:\n"
-        '  python -c "import torch; from safetensors.torch import save_file; '
-        f"d = torch.load('{path}', map_location='cpu', weights_only=True); "
-        f"save_file({{k: v.contiguous() for k, v in d.items()}}, '{path.parent / weights}')\"\n"
-        "and load the folder again."
-    )
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Raises unless all that a folder holds is a dictionary, so that nothing else is ever deleted."""
-    known = {_own.CONFIG, _own.SOURCE, *WEIGHTS.values(), *(file for form in FORMS.values() for file in form.files)}
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    others = [name for name in held if name not in known]
-    if others or (held and not set(held) & set(WEIGHTS.values())):
-        raise SaveError(
-            f"{folder} holds {', '.join((others or held)[:5])}, so it is not a dictionary alone, and overwrite=True would delete "
-            "that. Nothing was written. Choose another folder, or empty this one first."
-        )

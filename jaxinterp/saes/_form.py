@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -170,8 +169,3 @@ def refuse(what: str, reasons: list[str]) -> None:
             + "\nsaes.save(sae, folder) writes it in our own "
             "form, which holds every one."
         )
-
-
-def folder_parts(place: str) -> list[str]:
-    """The parts of a path."""
-    return list(Path(place).parts)

@@ -67,7 +67,9 @@ def _source(folder: Path, said: dict[str, Any] | None, tensors: dict[str, np.nda
     kept = [(name, value) for name, value in tensors.items() if name.startswith("source.")]
     return Source(
         form=said["form"],
-        files=tuple((name, (folder / SOURCE / Path(name).name).read_bytes()) for name in said["files"]),
+        files=tuple(
+            (name, (folder / SOURCE / name).read_bytes()) for name in (Path(path).name for path in said["files"])
+        ),
         params=tuple((ours, theirs, dtype) for ours, theirs, dtype in said["params"]),
         tensors=tuple((n.removeprefix("source."), v.dtype.name, v.shape, v.tobytes()) for n, v in kept),
     )

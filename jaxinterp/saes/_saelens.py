@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxinterp._errors import WeightsError
 from jaxinterp.saes._active import AuxK
 from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
@@ -84,13 +85,14 @@ OLD_NAMES = {
     "activation_fn_str": "activation_fn",
 }
 VERSION = "6.0.0"
+SCALER = "activation_scaler.json"
 
 
 def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str) -> SAEConfig:
     """Our config."""
     raw, faults = (raw, []) if _is_version_6(raw) else _modern(raw)
     name = raw.get("architecture")
-    if name is not None and name not in ARCHITECTURES:
+    if name is not None and str(name) not in ARCHITECTURES:
         faults.append(f"architecture {name!r} is not supported; supported are {', '.join(ARCHITECTURES)}")
     fields = {**COMMON, **ARCHITECTURES.get(str(name), {})}
     v, more = read_fields(raw, fields, HARMLESS | SITE)
@@ -127,7 +129,7 @@ def _modern(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     faults = []
     activation = new.pop("activation_fn", "relu")
     if activation == "topk":
-        kwargs = dict(new.get("activation_fn_kwargs") or {})
+        kwargs = dict(new["activation_fn_kwargs"]) if isinstance(new.get("activation_fn_kwargs"), dict) else {}
         new["architecture"], new["k"] = "topk", kwargs.pop("k", new.get("k", REQUIRED))
         faults += [f"activation_fn_kwargs: {name} = {value!r}" for name, value in kwargs.items() if value]
     elif activation != "relu":
@@ -211,8 +213,11 @@ def idle(config: SAEConfig) -> dict[str, Any]:
 
 def scale(files: Mapping[str, bytes]) -> float | None:
     """The constant of expected_average_only_in, which checkpoints of a run have beside them."""
-    said = json.loads(files["activation_scaler.json"]) if "activation_scaler.json" in files else {}
-    return said.get("scaling_factor")
+    text = files.get(SCALER)
+    try:
+        return None if text is None else json.loads(text)["scaling_factor"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{SCALER} holds no scaling_factor ({error!r}). Download or copy the file again.") from error
 
 
 def write(content: Content, old: dict[str, Any]) -> Written:
@@ -255,6 +260,6 @@ def _hook(site: str) -> str:
 
 
 FORM = Form(
-    weights="sae_weights.safetensors", config_file="cfg.json", other_files=("activation_scaler.json",), read=read,
+    weights="sae_weights.safetensors", config_file="cfg.json", other_files=(SCALER,), read=read,
     tensors=tensors, idle=idle, scale=scale, write=write,
 )  # fmt: skip

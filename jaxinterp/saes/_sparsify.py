@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._fold import fold_lengths, fold_scales
-from jaxinterp.saes._form import Content, Field, Form, Tensor, Written, folder_parts, made_config, read_fields, refuse
+from jaxinterp.saes._form import Content, Field, Form, Tensor, Written, made_config, read_fields, refuse
 from jaxinterp.saes._topk import TopK
 
 FIELDS = {
@@ -35,7 +36,7 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
     v, faults = read_fields(raw, fields, HARMLESS)
 
     def make() -> SAEConfig:
-        module = folder_parts(place)[-1] if folder_parts(place) else ""
+        module = Path(place).name
         layer = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)", module)
         named = re.search(r"(?:layers|h)\.\d+\.|embed", module)
         site: dict[str, Any] = dict(site=f"resid_post.{layer[1]}" if layer else module if named else "x")
