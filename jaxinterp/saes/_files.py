@@ -86,7 +86,9 @@ def load(
     if target is not None and config.target is None:
         raise InputError(f"target = {target!r}, but this dictionary is no transcoder: it gives what it reads.")
     return SAE(
-        params={key: jnp.asarray(with_dtype(value, dtype)) for key, value in params.items()},
+        params={
+            key: jnp.array(with_dtype(value, dtype)) for key, value in params.items()
+        },  # copies: files are mapped, not read
         scales={key: jnp.asarray(value, jnp.float32) for key, value in scales.items()},
         config=dataclasses.replace(config, **changes),
         source=source,

@@ -240,10 +240,10 @@ def write(content: Content, old: dict[str, Any]) -> Written:
     kept = dict(
         old.get("metadata") or {key: value for key, value in old.items() if key in HARMLESS - {"dtype", "device"}}
     )
-    metadata = {**kept, "sae_lens_version": VERSION, "hook_name": _hook(config.site)}
-    metadata.setdefault("hook_head_index", old.get("hook_head_index", old.get("hook_point_head_index")))
-    if end:
-        metadata["hook_name_out"] = _hook(config.target_site)
+    notes = {OLD_NAMES.get(name, name): value for name, value in {**old, **kept}.items()}
+    head = notes.get("hook_head_index") if _site(notes) == config.site else None
+    metadata = {**kept, "sae_lens_version": VERSION, "hook_name": _hook(config.site), "hook_head_index": head}
+    metadata |= {"hook_name_out": _hook(config.target_site)} if end else {}
     fields = {
         "architecture": kind if not end else end if kind == "standard" else f"jumprelu_{end}", "d_in": config.d_in,
         "d_sae": config.n_latents, "dtype": content.params["W_enc"].dtype.name, "device": "cpu",

@@ -227,6 +227,10 @@ CASES = {
     "gemma_scope att": Case(
         "gemma_scope", {}, JUMP, lens(jump, center=False), "attn.z.4", place="models--google--gemma-scope-2b-pt-att/layer_4/x"
     ),
+    "gemma_scope transcoder": Case(
+        "gemma_scope", {}, JUMP, lens(jump, center=False), "mlp.in.7 (normed)", "mlp.out.7",
+        place="gemma-scope-2b-pt-transcoders/layer_7/width_16k/l0_9",
+    ),
     "gemma_scope small letters": Case(
         "gemma_scope", {}, {k.replace("W_", "w_"): v for k, v in JUMP.items()},
         lambda t, x: lens(jump, center=False)({k.replace("w_", "W_"): v for k, v in t.items()}, x), "x",

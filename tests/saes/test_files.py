@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxinterp._errors import ConfigError, InputError, MissingFileError, SaveError, WeightsError
-from jaxinterp.saes import SAE, ReLU, TopK, load, save
+from jaxinterp.saes import SAE, ReLU, Source, TopK, load, save
 from tests.saes.problems import ARCHITECTURES, make_config, make_params, make_rows
 
 
@@ -135,6 +135,15 @@ def test_broken_files_of_our_own_form(tmp_path):
     config.unlink()
     with pytest.raises(MissingFileError, match=r"has no config.json"):
         load(folder)
+
+
+def test_files_of_a_source_stay_in_their_folder(tmp_path):
+    sae = dataclasses.replace(make_sae(), source=Source(form="saelens", files=(("cfg.json", b"{}"),)))
+    folder = save(sae, tmp_path / "a")
+    said = json.loads((folder / "config.json").read_text())
+    said["source"]["files"] = ["../../cfg.json"]
+    (folder / "config.json").write_text(json.dumps(said))
+    assert load(folder).source == sae.source
 
 
 def test_normalization_by_rows():

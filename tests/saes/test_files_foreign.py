@@ -172,6 +172,11 @@ FAULTS = {
         "trainer.shiny = 2.*dict_class = 'CrossCoder'",
     ),
     "no k": (faulty("dictionary_learning topk", "config.json", trainer__k=...), "trainer.k is missing"),
+    "group sizes": (
+        faulty("dictionary_learning matryoshka", "config.json", trainer__group_sizes=["5", 15]), r"group_sizes = \['5', 15\]"
+    ),
+    "empty trainer": (faulty("dictionary_learning topk", "config.json", trainer={}), "trainer.dict_class is missing"),
+    "listed": (faulty("saelens standard", "cfg.json", architecture=["standard"], metadata=3), "is not supported.*metadata = 3"),
     "no trainer": (faulty("dictionary_learning topk", "config.json", trainer=...), "trainer is missing"),
     "groupmax": (
         faulty("sparsify", "cfg.json", activation="groupmax", signed=True, cross_layer=4),
@@ -219,6 +224,33 @@ def test_buffers_that_disagree_with_the_config(tmp_path):
                 tmp_path,
             )
         )
+
+
+def test_a_constant_that_cannot_be_read(tmp_path):
+    folder = write(CASES["saelens average norm"], tmp_path)
+    (folder / "activation_scaler.json").write_text("[1")
+    with pytest.raises(WeightsError, match="activation_scaler.json holds no scaling_factor"):
+        load(folder)
+
+
+def test_from_the_hub_only_what_is_understood_is_fetched(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    place = "models--google--gemma-scope-2b-pt-res/snapshots/abc"
+    write(CASES["gemma_scope"]._replace(place=f"{place}/layer_20/width_16k/l0"), tmp_path)
+    asked = []
+
+    def fetch(name, revision, allow_patterns):
+        asked.append((name, revision, allow_patterns))
+        return tmp_path / place
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    sae = load("google/gemma-scope-2b-pt-res", subfolder="layer_20/width_16k/l0", revision="main")
+    assert sae.config.site == "resid_post.20"
+    ((name, revision, patterns),) = asked
+    assert (name, revision) == ("google/gemma-scope-2b-pt-res", "main")
+    assert "layer_20/width_16k/l0/params.npz" in patterns and "layer_20/width_16k/l0/cfg.json" in patterns
+    assert not [pattern for pattern in patterns if pattern.endswith((".pt", ".bin", "/**"))]
 
 
 def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path):
