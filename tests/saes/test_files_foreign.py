@@ -74,6 +74,12 @@ def test_what_was_changed_is_written_anew_with_its_notes(tmp_path):
     metadata = json.loads((folder / "cfg.json").read_text())["metadata"]
     assert metadata["hook_name"] == "blocks.1.hook_mlp_out" and metadata["own"] == {"note": [1, None]}
     assert load(folder).config.site == "mlp.out.1"
+    head = load(write(CASES["saelens one head"]._replace(place="head"), tmp_path))
+    for i, (site, index) in enumerate([("blocks.3.attn.hook_q", 2), ("resid_pre.1", None)]):
+        moved = dataclasses.replace(head, config=dataclasses.replace(head.config, site=site))
+        folder = save(moved, tmp_path / f"head{i}", form="saelens", dtype="float16")
+        assert json.loads((folder / "cfg.json").read_text())["metadata"]["hook_head_index"] == index
+        assert load(folder).config.site == site
     told = load(
         write(CASES["saelens average norm"]._replace(place="scaled"), tmp_path), scale=0.5
     )  # not what the file says
