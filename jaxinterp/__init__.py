@@ -11,6 +11,7 @@ from jaxinterp._version import __version__
 
 if TYPE_CHECKING:
     from jaxinterp import (
+        activations,
         attribution,
         audit,
         guests,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         SaveError,
         SiteIndexError,
         SiteTypeError,
+        StreamEmptyError,
         TapScopeError,
         TokenError,
         UnvisitedSiteError,
@@ -65,14 +67,14 @@ if TYPE_CHECKING:
     from jaxinterp.weights import LanguageModel, Tokenizer, load, save
 
 _PACKAGES = (
-    "attribution", "audit", "guests", "mesh", "models", "nn", "patching", "saes", "store", "tap", "tasks", "training", "viz",
-    "weights", "zoo",
+    "activations", "attribution", "audit", "guests", "mesh", "models", "nn", "patching", "saes", "store", "tap", "tasks",
+    "training", "viz", "weights", "zoo",
 )  # fmt: skip
 # Where each public name lives; a package is imported when one of its names is first used, so that `import jaxinterp` is cheap.
 _HOMES = {
     "_errors": (
         "ConfigError", "DuplicateSiteError", "InputError", "JaxinterpError", "MissingFileError", "SaveError", "SiteIndexError",
-        "SiteTypeError", "TapScopeError", "TokenError", "UnvisitedSiteError", "WeightsError",
+        "SiteTypeError", "StreamEmptyError", "TapScopeError", "TokenError", "UnvisitedSiteError", "WeightsError",
     ),
     "models": ("Model", "RotaryScaling", "TransformerConfig", "generate"),
     "tap": (

@@ -48,6 +48,10 @@ class InputError(JaxinterpError, ValueError):
     """Any other argument that is not legal."""
 
 
+class StreamEmptyError(JaxinterpError, StopIteration):
+    """A stream has no further batch. Being a StopIteration, it ends a `for` loop as any end does."""
+
+
 class MissingFileError(JaxinterpError, FileNotFoundError):
     """A file or folder that is not there."""
 

@@ -8,6 +8,7 @@ Fixtures:
     shared: `Path` of the data folder beside the project (`../shared/data`); skips the test where it is absent.
     bfloat16_products: skips the test where XLA's CPU backend cannot multiply bfloat16 into float32.
     count_compiles: a context manager that counts what XLA compiled inside it.
+    drop_programs: for every module; keeps the memory of a test process small.
 
 Counting compiles::
 
@@ -102,6 +103,19 @@ def _count_compiles() -> Iterator[Compiles]:
 def count_compiles() -> Callable[[], contextlib.AbstractContextManager[Compiles]]:
     """`with count_compiles() as compiles: ...`, then `compiles.names` and `compiles.count("f")`."""
     return _count_compiles
+
+
+MUCH = 2**30
+"""Bytes of a test process from which on compiled programs are dropped."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drop_programs() -> Iterator[None]:
+    """Between modules, which hardly share compiled programs: kept, those of all tests are 5 GB a process."""
+    yield
+    memory = Path("/proc/self/statm")  # where there is none (not Linux), nothing is dropped
+    if memory.exists() and int(memory.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > MUCH:
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

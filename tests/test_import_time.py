@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 HEAVY = (
-    "torch transformers flax optax orbax penzai treescope xarray pandas matplotlib plotly tokenizers safetensors "
+    "torch transformers flax optax orbax grain penzai treescope xarray pandas matplotlib plotly tokenizers safetensors "
     "huggingface_hub h5py h5netcdf rich tyro IPython beartype"
 ).split()
 

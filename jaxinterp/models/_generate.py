@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from jaxinterp._errors import InputError
@@ -84,7 +83,7 @@ def generate(
         raise InputError(
             f"generate feeds outputs back as inputs, but d_vocab_out={config.outputs} is not d_vocab={config.d_vocab}."
         )
-    sampling = Sampling(temperature, key, top_k, top_p, None if stop is None or np.size(stop) == 0 else stop)
+    sampling = Sampling(temperature, key, top_k, top_p, stop)
     check_sampling(config.d_vocab, sampling)
     check_tokens(config, tokens, mask, max_new_tokens)
 
@@ -92,17 +91,18 @@ def generate(
     first = sampling.choose(logits, 0).astype(tokens.dtype)
 
     def body(carry: Any, _: Any, *, tap: Tap) -> tuple[Any, Array]:
-        token, done, caches, count = carry
+        token, caches, count = carry
         positions = lengths + count
         tap = tap.at(positions=positions, extent=extent)
         x = model.embed(params, token[:, None], positions=positions, tap=tap)
         x, own = model.layers(params, x, positions=positions, prefixes=caches, tap=tap)
         logits = model.unembed(params, x, tap=tap)[:, 0]
         caches = tuple(_write(c, o, tokens.shape[1] + count) for c, o in zip(caches, own, strict=True))
-        following = jnp.where(done, token, sampling.choose(logits, count + 1).astype(token.dtype))
-        return (following, done | sampling.is_stop(following), caches, count + 1), following
+        chosen = sampling.choose(logits, count + 1).astype(token.dtype)
+        following = jnp.where(sampling.is_stop(token), token, chosen)
+        return (following, caches, count + 1), following
 
-    carry = (first, sampling.is_stop(first), caches, jnp.zeros((), jnp.int32))
+    carry = (first, caches, jnp.zeros((), jnp.int32))
     if max_new_tokens == 1:
         return jnp.concatenate([tokens, first[:, None]], 1)
     _, rest = tap.scan(body, carry, None, axis="step", length=max_new_tokens - 1)

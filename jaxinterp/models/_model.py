@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._tree import is_traced
@@ -28,7 +29,8 @@ class Model:
 
     What sweeps rely on when they skip what an edit cannot reach, and what an own function has to keep: `embed` and `unembed` work
     row by row; a block mixes rows through its keys and values only, honors `prefix` (keys and values of earlier rows) and `read`
-    (the rows whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings.
+    (the rows whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings. It is given
+    `segments` only where texts are packed.
 
     Attributes:
         config: the shape and kind.
@@ -72,8 +74,7 @@ class Model:
 
     def unembed(self, params: Params, x: Float[Array, "B T D"], **how: Any) -> Float[Array, "B T V"]:
         """See `jaxinterp.models.unembed`."""
-        rest = {name: part for name, part in params.items() if name != "blocks"}
-        return self.unembed_fn(self.config, _cast(self.config, rest), x, **how)
+        return self.unembed_fn(self.config, _cast(self.config, params), x, **how)
 
     def forward(
         self,
@@ -83,6 +84,7 @@ class Model:
         mask: Bool[Array, "B T"] | None = None,
         positions: Int[Array, "#B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
+        segments: Int[Array, "B T"] | None = None,
         read: Int[Array, "#B P"] | None = None,
         answers: Int[Array, "B n"] | None = None,
         tap: Tap = IDENTITY,
@@ -93,8 +95,10 @@ class Model:
             params: as `init` gives them.
             tokens: ids, int32 [B, T].
             mask: True at real tokens; padding may stand on either side. None: all are real.
-            positions: absolute positions; by default counted from each example's first real token.
+            positions: absolute positions; by default counted from each example's first real token, or each segment's.
             token_types: for models that have them.
+            segments: several texts in one row of tokens ("packed"): a number for each text in a row, the same at all of its
+                tokens, -1 at padding. A token attends to its own text alone.
             read: rows whose logits are wanted, [B or 1, P]; None: all T.
             answers: token ids whose logits are wanted, [B, n]; None: all V.
             tap: the tap; users pass handlers to `jaxinterp.run` instead.
@@ -104,17 +108,66 @@ class Model:
 
         Raises:
             TokenError: ids out of the vocabulary (NaN where they are traced), or more tokens than the context holds.
+            InputError: segments of another shape than the tokens.
         """
-        check_tokens(self.config, tokens, mask)
-        tokens = tokens if mask is None else jnp.where(mask, tokens, 0)  # whatever stands at padding
-        places = token_positions(tokens, mask, positions)
-        extent = tokens.shape[1] if mask is None and positions is None else jnp.max(places, axis=1) + 1
-        tap = tap.at(positions=places, extent=extent)
-        x = self.embed(params, tokens, positions=places, token_types=token_types, tap=tap)
-        x, _ = self.layers(params, x, positions=places, tap=tap)
+        inputs = dict(mask=mask, positions=positions, token_types=token_types, segments=segments)
+        x, tap = self._residual(params, tokens, None, tap, **inputs)
         if read is not None:
             x, tap = take_rows(x, read), tap.narrow(read)
         return self.unembed(params, x, tokens=answers, tap=tap)
+
+    def residual(
+        self,
+        params: Params,
+        tokens: Int[Array, "B T"],
+        *,
+        stop: int | None = None,
+        tap: Tap = IDENTITY,
+        **inputs: Any,
+    ) -> Float[Array, "B T D"]:
+        """The residual stream behind the last block, or behind the first `stop` blocks, after which nothing is computed.
+
+        Args:
+            params: as `init` gives them.
+            tokens: ids, int32 [B, T].
+            stop: how many blocks are run; None: all.
+            tap: the tap; users pass handlers to `jaxinterp.run` instead.
+            **inputs: `mask`, `positions`, `token_types`, `segments`, as in `forward`.
+
+        Raises:
+            TokenError, InputError: as `forward`; a `stop` that is not from 0 to the number of layers.
+        """
+        if stop is not None and not 0 <= stop <= self.config.n_layers:
+            raise InputError(f"stop={stop}: the model has {self.config.n_layers} layers, so legal are 0 to as many.")
+        return self._residual(params, tokens, stop, tap, **inputs)[0]
+
+    def _residual(
+        self,
+        params: Params,
+        tokens: Array,
+        stop: int | None,
+        tap: Tap,
+        *,
+        mask: Array | None = None,
+        positions: Array | None = None,
+        token_types: Array | None = None,
+        segments: Array | None = None,
+    ) -> tuple[Array, Tap]:
+        """The residual stream, and the tap that knows its rows' positions."""
+        if segments is not None:
+            if segments.shape != tokens.shape:
+                raise InputError(
+                    f"segments have shape {list(segments.shape)}; give that of the tokens, {list(tokens.shape)}."
+                )
+            mask = segments >= 0 if mask is None else mask & (segments >= 0)
+        check_tokens(self.config, tokens, mask)
+        tokens = tokens if mask is None else jnp.where(mask, tokens, 0)  # whatever stands at padding
+        places = token_positions(tokens, mask, positions, segments)
+        extent = tokens.shape[1] if mask is None and positions is None else jnp.max(places, axis=1) + 1
+        tap = tap.at(positions=places, extent=extent)
+        x = self.embed(params, tokens, positions=places, token_types=token_types, tap=tap)
+        x, _ = self.layers(params, x, positions=places, segments=segments, stop=stop, tap=tap)
+        return x, tap
 
     def layers(
         self,
@@ -123,54 +176,74 @@ class Model:
         *,
         positions: Int[Array, "#B T"],
         prefixes: tuple[KeyValues, ...] | None = None,
+        segments: Int[Array, "B T"] | None = None,
+        stop: int | None = None,
         tap: Tap = IDENTITY,
     ) -> tuple[Float[Array, "B T D"], tuple[KeyValues, ...]]:
-        """All blocks, one scan a segment.
+        """All blocks, or the first `stop`; one scan for each run of them.
 
         Args:
             params: as `init` gives them.
             x: the residual stream, from `embed`.
             positions: absolute positions of its rows, -1 for padding.
-            prefixes: by segment, keys and values of earlier rows, stacked along L (a cache); their positions are shared.
+            prefixes: by run of blocks, keys and values of earlier rows, stacked along L (a cache); their positions are shared.
+            segments: which of several texts each row belongs to, as in `forward`; not together with prefixes.
+            stop: how many blocks are run; None: all.
             tap: the tap.
 
         Returns:
-            The residual stream after the last block, and by segment the keys and values of the rows of `x`, stacked along L.
+            The residual stream after the last block, and by run the keys and values of the rows of `x`, stacked along L.
         """
 
         def body(x: Array, layer: Any, *, tap: Tap) -> tuple[Array, tuple[Array, Array]]:
             weights, data, cached = layer
             prefix = None if cached is None or past is None else KeyValues(cached[0], cached[1], past)
-            x, own = self.block(weights, data, x, positions=positions, prefix=prefix, tap=tap)
+            x, own = self.block(weights, data, x, positions=positions, prefix=prefix, tap=tap, **packed)
             return x, (own.keys, own.values)
 
+        if segments is not None and prefixes is not None:
+            raise InputError("segments cannot go together with keys and values of earlier rows (a cache).")
+        packed = {} if segments is None else {"segments": segments}  # an own block need not know of them
         first, made = 0, []
         for i, (weights, data) in enumerate(zip(params["blocks"], self.layer_data(), strict=True)):
             past = None if prefixes is None else prefixes[i].positions
             cached = None if prefixes is None else (prefixes[i].keys, prefixes[i].values)
+            depth = jax.tree.leaves(weights)[0].shape[0]
+            if stop is not None and first + depth > stop:
+                if first >= stop:
+                    break
+                depth = stop - first
+                weights, data, cached = jax.tree.map(lambda leaf: leaf[:depth], (weights, data, cached))  # noqa: B023
             x, own = tap.scan(body, x, (weights, data, cached), first=first, total=self.config.n_layers)
             made.append(KeyValues(own[0], own[1], positions))
-            first += jax.tree.leaves(weights)[0].shape[0]
+            first += depth
         return x, tuple(made)
 
 
 def _cast(config: TransformerConfig, params: Params) -> Params:
-    """The parameters in the dtype that they are used in; norms compute in float32 and keep their own."""
+    """Parameters in the dtype that they are used in; norms compute in float32 and keep theirs, blocks are cast one by one."""
     if config.compute_dtype is None:
         return params
     dtype = jnp.dtype(config.compute_dtype)
 
     def one(path: tuple[Any, ...], leaf: Array) -> Array:
-        in_norm = any(str(getattr(key, "key", "")).startswith(("ln", "q_norm", "k_norm")) for key in path)
-        return leaf if in_norm else leaf.astype(dtype)
+        names = [str(getattr(key, "key", "")) for key in path]
+        kept = names[:1] == ["blocks"] or any(name.startswith(("ln", "q_norm", "k_norm")) for name in names)
+        return leaf if kept else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(one, params)
 
 
 def token_positions(
-    tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None, positions: Int[Array, "#B T"] | None
+    tokens: Int[Array, "B T"],
+    mask: Bool[Array, "B T"] | None,
+    positions: Int[Array, "#B T"] | None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Int[Array, "#B T"]:
-    """Absolute positions of rows, counted from each example's first real token; -1 at padding. [1, T] without a mask."""
+    """Absolute positions of rows, counted from each example's or segment's first real token; -1 at padding.
+
+    [1, T] without a mask.
+    """
     if positions is None and mask is None:
         return jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
     if mask is None:
@@ -178,6 +251,9 @@ def token_positions(
         return positions
     if positions is None:
         positions = jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1
+        if segments is not None:
+            begins = jnp.concatenate([mask[:, :1], segments[:, 1:] != segments[:, :-1]], axis=1)
+            positions = positions - lax.cummax(jnp.where(begins & mask, positions, 0), axis=1)
     return jnp.where(mask, positions, -1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -93,35 +94,44 @@ def check_sampling(d_vocab: int, sampling: Sampling) -> None:
     """Refuses settings that are not legal or would be ignored, where their values are known; all in one message.
 
     Raises:
-        InputError: temperature, key, top_k or top_p.
-        TokenError: ids in stop.
+        InputError: temperature, key, top_k or top_p; a stop that is no ids.
+        TokenError: ids in stop that the vocabulary does not have.
     """
     heat, key, k, p, stop = sampling
     faults = []
-    if not is_traced(heat) and heat < 0:
-        faults.append(f"temperature={heat} is negative: give 0 for greedy generation, or a positive number and a key")
-    greedy = isinstance(heat, (int, float)) and heat == 0
-    if greedy != (key is None):
+    if not _is_number(heat, np.number, lambda x: 0 <= x < np.inf):
         faults.append(
-            f"temperature={heat} with{'out' if key is None else ''} a key: sampling needs both (temperature=1.0, "
-            "key=jax.random.key(0)), greedy generation neither"
+            f"temperature={heat!r} is not legal: give 0 for the most probable token each time, or a positive number and a key"
         )
-    if greedy and (k is not None or p is not None):
-        named = ", ".join(f"{name}={value}" for name, value in (("top_k", k), ("top_p", p)) if value is not None)
+    elif isinstance(heat, (int, float, np.generic)) and heat == 0:
+        given = [f"{name}={value!r}" for name, value in (("top_k", k), ("top_p", p)) if value is not None]
+        if idle := ["key"] * (key is not None) + given:
+            faults.append(
+                f"{', '.join(idle)} with temperature=0, which takes the most probable token each time: leave it out, or give a "
+                "temperature above 0"
+            )
+    elif key is None:
         faults.append(
-            f"{named} with temperature=0, which takes the most probable token each time: give a temperature above 0"
+            f"temperature={heat!r} without a key: sampling needs both (temperature=1.0, key=jax.random.key(0))"
         )
-    whole = k is None or (jnp.ndim(k) == 0 and jnp.issubdtype(jnp.result_type(k), jnp.integer))
-    if k is not None and not (whole and (is_traced(k) or 1 <= k <= d_vocab)):
-        faults.append(f"top_k={k}: give a whole number from 1 to the vocabulary's {d_vocab}")
-    if p is not None and not (jnp.ndim(p) == 0 and (is_traced(p) or 0 < p <= 1)):
-        faults.append(f"top_p={p}: give a number above 0 and at most 1")
+    if k is not None and not _is_number(k, np.integer, lambda x: 1 <= x <= d_vocab):
+        faults.append(f"top_k={k!r} is not legal: give a whole number from 1 to the vocabulary's {d_vocab}")
+    if p is not None and not _is_number(p, np.number, lambda x: 0 < x <= 1):
+        faults.append(f"top_p={p!r} is not legal: give a number above 0 and at most 1")
     if faults:
         raise InputError("; ".join(faults) + ".")
     if stop is None or is_traced(stop):
         return
     ids = np.asarray(stop)
-    if ids.ndim > 1 or not np.issubdtype(ids.dtype, np.integer):
+    if ids.ndim > 1 or not (ids.size == 0 or np.issubdtype(ids.dtype, np.integer)):
         raise InputError(f"stop={stop!r}: give the ids of stop tokens, integers [n].")
     if wrong := sorted({int(i) for i in ids.ravel() if not 0 <= i < d_vocab}):
         raise TokenError(f"stop has ids {wrong}, outside the vocabulary of {d_vocab}: legal are 0 to {d_vocab - 1}.")
+
+
+def _is_number(value: Any, kind: Any, legal: Callable[[Any], Any]) -> bool:
+    """Whether a value is one number of a kind, Python's or an array's, and legal where it is known."""
+    if not isinstance(value, (int, float, np.generic, np.ndarray, jax.Array)) or np.ndim(value):
+        return False
+    dtype = value.dtype if isinstance(value, (np.generic, np.ndarray, jax.Array)) else np.dtype(type(value))
+    return bool(jnp.issubdtype(dtype, kind) and (is_traced(value) or legal(value)))

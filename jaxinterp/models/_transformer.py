@@ -68,6 +68,7 @@ def block(
     *,
     positions: Int[Array, "#B T"],
     prefix: KeyValues | None = None,
+    segments: Int[Array, "B T"] | None = None,
     read: Int[Array, "#B P"] | None = None,
     tap: Tap = IDENTITY,
 ) -> tuple[Float[Array, "B P D"], KeyValues]:
@@ -80,6 +81,7 @@ def block(
         x: the residual stream.
         positions: absolute positions of its rows, -1 for padding.
         prefix: keys and values of earlier rows (a cache).
+        segments: which of several texts each row belongs to; it attends to its own alone.
         read: the rows whose output is wanted; None: all.
         tap: the model's tap.
 
@@ -91,7 +93,8 @@ def block(
     x = tap("resid_pre", x)
     write, key_values = attention(
         params["attn"], params.get("ln1"), tap("attn.in", x), kind=_attention_kind(c, before), positions=positions,
-        frequencies=data.get("frequencies"), window=data.get("window"), prefix=prefix, read=read, tap=tap,
+        frequencies=data.get("frequencies"), window=data.get("window"), prefix=prefix, segments=segments, read=read,
+        tap=tap,
     )  # fmt: skip
     x, tap = (x if read is None else take_rows(x, read)), tap.narrow(read)
     write = normalize(params.get("ln1_post"), write, norm=behind, site="attn.post_norm_scale", tap=tap)

@@ -16,6 +16,9 @@ from jaxinterp.tap import IDENTITY, Tap, take_rows
 LONG, QUERY_BLOCK = 512, 128
 """From how many queries on they are taken by blocks, and of how many."""
 
+_Places = tuple[Array, Array | None]
+"""Of queries: their positions, and their segments where there are any."""
+
 
 class KeyValues(NamedTuple):
     """Keys (after RoPE) and values of some positions, for one layer or stacked.
@@ -24,11 +27,13 @@ class KeyValues(NamedTuple):
         keys: [B, S, K, E]
         values: [B, S, K, E]
         positions: [B or 1, S], absolute; -1 marks a row that nobody may attend to.
+        segments: [B, S], which of several texts in one row of tokens each belongs to; None: there is one alone.
     """
 
     keys: Float[Array, "B S K E"]
     values: Float[Array, "B S K E"]
     positions: Int[Array, "B S"]
+    segments: Int[Array, "B S"] | None = None
 
 
 class AttentionKind(NamedTuple):
@@ -63,6 +68,7 @@ def attention(
     frequencies: Float[Array, " half"] | None,
     window: Int[Array, ""] | None = None,
     prefix: KeyValues | None = None,
+    segments: Int[Array, "B T"] | None = None,
     read: Int[Array, "#B P"] | None = None,
     tap: Tap = IDENTITY,
 ) -> tuple[Float[Array, "B P D"], KeyValues]:
@@ -79,6 +85,7 @@ def attention(
         frequencies: of RoPE; None: no rotation.
         window: how many positions a row attends to, its own the last; None: all.
         prefix: keys and values of rows that come before.
+        segments: which of several texts each row belongs to: it attends to rows of its own alone. Not together with a prefix.
         read: rows of `x` whose output is wanted; None: all.
         tap: the model's tap.
 
@@ -101,8 +108,9 @@ def attention(
         q = queries("attn.q_rot", q)
     if tap.wants("attn.k_rot"):
         k = tap("attn.k_rot", k, "BTKE")
-    own = KeyValues(k, v, positions)
-    z = _attend(q, [own] if prefix is None else [prefix, own], q_positions, window, kind, queries)
+    own = KeyValues(k, v, positions, segments)
+    q_segments = segments if read is None or segments is None else take_rows(segments, read)
+    z = _attend(q, [own] if prefix is None else [prefix, own], (q_positions, q_segments), window, kind, queries)
     z = queries("attn.z", z)
     if tap.wants("attn.result"):
         result = jnp.einsum("bthe,hed->bthd", z, params["W_O"], precision=kind.precision)
@@ -148,7 +156,7 @@ def _project(x: Array, params: Params, letter: str, precision: str) -> Array:
 
 
 def _attend(
-    q: Array, segments: list[KeyValues], q_positions: Array, window: Array | None, kind: AttentionKind, tap: Tap
+    q: Array, parts: list[KeyValues], places: _Places, window: Array | None, kind: AttentionKind, tap: Tap
 ) -> Array:
     """softmax(q k) v; for long sequences by blocks of queries, unless somebody wants to see the whole pattern.
 
@@ -158,34 +166,36 @@ def _attend(
     """
     t, wanted = q.shape[1], tap.wants("attn.scores") or tap.wants("attn.pattern")
     if wanted or t < LONG:
-        return _attend_rows(q, segments, q_positions, window, kind, tap)
+        return _attend_rows(q, parts, places, window, kind, tap)
     n = -(-t // QUERY_BLOCK)
     more = n * QUERY_BLOCK - t
     q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, 0)))
-    q_positions = jnp.pad(q_positions, ((0, 0), (0, more)), constant_values=-1)
-    blocks = [jnp.moveaxis(x.reshape(x.shape[0], n, QUERY_BLOCK, *x.shape[2:]), 1, 0) for x in (q, q_positions)]
-    z = lax.map(lambda block: _attend_rows(block[0], segments, block[1], window, kind, IDENTITY), tuple(blocks))
+    places = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more)), constant_values=-1), places)
+    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], n, QUERY_BLOCK, *x.shape[2:]), 1, 0)
+    z = lax.map(
+        lambda block: _attend_rows(block[0], parts, block[1], window, kind, IDENTITY), jax.tree.map(cut, (q, places))
+    )
     return jnp.moveaxis(z, 0, 1).reshape(q.shape)[:, :t]
 
 
 def _attend_rows(
-    q: Array, segments: list[KeyValues], q_positions: Array, window: Array | None, kind: AttentionKind, tap: Tap
+    q: Array, parts: list[KeyValues], places: _Places, window: Array | None, kind: AttentionKind, tap: Tap
 ) -> Array:
-    """softmax(q k) v over the segments in turn, without joining (and so copying) their keys and values."""
+    """softmax(q k) v over the parts in turn, without joining (and so copying) their keys and values."""
     b, t, h, e = q.shape
-    kv_heads = segments[0].keys.shape[2]
+    kv_heads = parts[0].keys.shape[2]
     grouped = q.reshape(b, t, kv_heads, h // kv_heads, e)
 
-    def scores_of(segment: KeyValues) -> Array:
+    def scores_of(part: KeyValues) -> Array:
         s = jnp.einsum(
-            "btkge,bske->bkgts", grouped, segment.keys, precision=kind.precision, preferred_element_type=jnp.float32
+            "btkge,bske->bkgts", grouped, part.keys, precision=kind.precision, preferred_element_type=jnp.float32
         )
         s = s.reshape(b, h, t, -1) * jnp.float32(kind.scale)
         s = s if kind.soft_cap is None else kind.soft_cap * jnp.tanh(s / kind.soft_cap)
-        allowed = _allowed(q_positions, segment.positions, kind.causal, window)
+        allowed = _allowed(places, part, kind.causal, window)
         return jnp.where(allowed, s, jnp.finfo(jnp.float32).min)
 
-    scores = jnp.concatenate([scores_of(s) for s in segments], -1) if len(segments) > 1 else scores_of(segments[0])
+    scores = jnp.concatenate([scores_of(part) for part in parts], -1) if len(parts) > 1 else scores_of(parts[0])
     if tap.wants("attn.scores"):
         scores = tap("attn.scores", scores, "BHTS")
     pattern = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
@@ -193,17 +203,21 @@ def _attend_rows(
         pattern = tap("attn.pattern", pattern, "BHTS")
     pattern = pattern.reshape(b, kv_heads, h // kv_heads, t, -1)
     z, start = None, 0
-    for segment in segments:
-        stop = start + segment.keys.shape[1]
-        part = jnp.einsum("bkgts,bske->btkge", pattern[..., start:stop], segment.values, precision=kind.precision)
-        z, start = part if z is None else z + part, stop
+    for part in parts:
+        stop = start + part.keys.shape[1]
+        share = jnp.einsum("bkgts,bske->btkge", pattern[..., start:stop], part.values, precision=kind.precision)
+        z, start = share if z is None else z + share, stop
     assert z is not None
     return z.reshape(b, t, h, e)
 
 
-def _allowed(q_positions: Array, k_positions: Array, causal: bool, window: Array | None) -> Bool[Array, "B 1 T S"]:
-    q, k = q_positions[:, None, :, None], k_positions[:, None, None, :]
-    if not causal:
-        return jnp.broadcast_to(k >= 0, (k.shape[0], 1, q.shape[2], k.shape[3]))
-    seen = (k >= 0) & (k <= q)
-    return seen if window is None else seen & (k > q - window)
+def _allowed(places: _Places, part: KeyValues, causal: bool, window: Array | None) -> Bool[Array, "B 1 T S"]:
+    q, k = places[0][:, None, :, None], part.positions[:, None, None, :]
+    if causal:
+        seen = (k >= 0) & (k <= q)
+        seen = seen if window is None else seen & (k > q - window)
+    else:
+        seen = jnp.broadcast_to(k >= 0, (k.shape[0], 1, q.shape[2], k.shape[3]))
+    if places[1] is None or part.segments is None:
+        return seen
+    return seen & (places[1][:, None, :, None] == part.segments[:, None, None, :])

@@ -78,8 +78,8 @@ def block_bytes(model: Model, params: Params, n_prompts: int, rows: int, stop: i
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], jnp.result_type(leaf)),
         (params["blocks"][0], model.layer_data()[0]),
     )
-    x = jax.ShapeDtypeStruct((n_prompts, rows, model.config.d_model), jax.tree.leaves(params["embed"])[0].dtype)
-    positions = jnp.zeros((1, rows), jnp.int32)
+    positions, tokens = jnp.zeros((1, rows), jnp.int32), jax.ShapeDtypeStruct((n_prompts, rows), jnp.int32)
+    x = jax.eval_shape(functools.partial(model.embed, positions=positions), params, tokens)
 
     def block(weights: Params, data: Params, x: Array, *, tap: Tap) -> Array:
         return model.block(weights, data, x, positions=positions, tap=tap)[0]

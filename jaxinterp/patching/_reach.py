@@ -21,8 +21,8 @@ _BEHIND_MIXING = (
     "mlp.post_norm_scale", "mlp.out", "resid_post",
 )  # fmt: skip
 _BY_TOKEN = (
-    "embed", "resid_pre", "attn.in", "attn.norm_scale", "attn.q", "attn.k", "attn.v", "attn.q_in", "attn.k_in", "attn.v_in",
-    "attn.q_norm_scale", "attn.k_norm_scale", "attn.q_rot", "attn.k_rot",
+    "embed.token", "embed.position", "embed.norm_scale", "embed", "resid_pre", "attn.in", "attn.norm_scale", "attn.q", "attn.k",
+    "attn.v", "attn.q_in", "attn.k_in", "attn.v_in", "attn.q_norm_scale", "attn.k_norm_scale", "attn.q_rot", "attn.k_rot",
 )  # fmt: skip
 
 

@@ -12,10 +12,12 @@ from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
+from jaxinterp.saes._program import Program, make_program
 from jaxinterp.saes._relu import ReLU
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, init
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
+from jaxinterp.saes._splice import Spliced, splice
 from jaxinterp.saes._topk import TopK
 from jaxinterp.saes._train import Stream, train, train_ensemble
 from jaxinterp.saes._train_config import TrainConfig
@@ -32,10 +34,12 @@ __all__ = [
     "JumpReLU",
     "Matryoshka",
     "Outcome",
+    "Program",
     "ReLU",
     "SAEConfig",
     "Source",
     "SparseLatents",
+    "Spliced",
     "Stream",
     "TopK",
     "TrainConfig",
@@ -44,9 +48,12 @@ __all__ = [
     "decode_active",
     "described",
     "encode_active",
+    "init",
     "load",
+    "make_program",
     "read_metrics",
     "save",
+    "splice",
     "train",
     "train_ensemble",
 ]

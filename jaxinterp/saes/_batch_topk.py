@@ -134,7 +134,6 @@ def loss_of_batch(
     combine: str = "mean",
 ) -> tuple[Float[Array, ""], Outcome]:
     """The mean (or sum) over `widths` of the squared error by the chosen ones among the first so many latents; and AuxK."""
-    params = at.axes.local(params)
     before = lax.stop_gradient(_linear.preactivations(params, x, at.config, at.axes))
     ranked = ranking(lax.stop_gradient(params), before, architecture.norm_scaled)
     seen = _written(architecture, params, x, before, ranked, at, widths)

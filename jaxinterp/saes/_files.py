@@ -61,10 +61,8 @@ def load(
 
     Example:
         >>> import tempfile, jax
-        >>> from jaxinterp.saes import ReLU
-        >>> config = SAEConfig(architecture=ReLU(), d_in=4, n_latents=8, site="resid_post.3")
-        >>> params = config.architecture.init(jax.random.key(0), config, jnp.ones((2, 4)))
-        >>> sae = SAE(params=params, scales={"input": jnp.ones(()), "target": jnp.ones(())}, config=config)
+        >>> from jaxinterp.saes import ReLU, init
+        >>> sae = init(SAEConfig(architecture=ReLU(), d_in=4, n_latents=8, site="resid_post.3"), jax.random.key(0))
         >>> folder = save(sae, Path(tempfile.mkdtemp()) / "mine", form="saelens")
         >>> sorted(path.name for path in folder.iterdir())
         ['cfg.json', 'sae_weights.safetensors']

@@ -70,7 +70,6 @@ class Gated:
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training
     ) -> tuple[Float[Array, ""], Outcome]:
         """The squared error, the penalty of the gates, and the squared error by the gates."""
-        params = at.axes.local(params)
         latents, gate = self._latents(params, _linear.projections(params, x, at.config, at.axes))
         error = _linear.squared_norm(_linear.decode(params, latents, x, at.config, at.axes) - target, at.axes)
         opened = jnp.maximum(gate, 0.0)

@@ -97,7 +97,6 @@ class JumpReLU:
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training
     ) -> tuple[Float[Array, ""], Outcome]:
         """The squared error, the penalty, and the loss of pre-activations where it is on."""
-        params = at.axes.local(params)
         before = _linear.preactivations(params, x, at.config, at.axes)
         thresholds = jnp.broadcast_to(self.thresholds(params)[None], before.shape)
         latents = jump(before, thresholds, self.bandwidth, self.through_input)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp._typing import Array
-from jaxinterp.mesh import is_writer
+from jaxinterp.mesh import fetch, is_writer
 
 Row = dict[str, Any]
 
@@ -91,7 +91,7 @@ class Metrics:
                 f"{metrics['gradient_norm'].tolist()}), of rows that are finite. {left_out} Lower the learning rate, lengthen "
                 f"its warm-up, or set clip."
             )
-        where = "" if documents is None else f", document {int(np.asarray(documents)[bad])}"
+        where = "" if documents is None else f", document {int(fetch(documents)[bad])}"
         return (
             f"Row {bad} of step {step} ({', '.join(self._sites)}{where}) has a value that is not finite. {left_out} Look at "
             f"that document, or exclude it; float16 or bfloat16 activations may overflow."
@@ -117,18 +117,12 @@ class _Bar:
     """A line in the terminal."""
 
     def __init__(self, steps: int, taken: int):
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"),
-            TimeRemainingColumn(), TextColumn("{task.fields[now]}"),
+            TextColumn("{task.completed}/{task.total}"), BarColumn(bar_width=12), TimeRemainingColumn(),
+            TextColumn("{task.fields[now]}", table_column=Column(no_wrap=True)),
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=steps, completed=taken, now="")
         self._progress.start()

@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
-from jaxinterp._typing import Array, Float, Params
+from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._normalize import PER_ROW, normalized, restored
+from jaxinterp.saes._normalize import PER_ROW, measured_scale, normalized, restored
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents
+
+
+def init(config: SAEConfig, key: PRNGKeyArray, sample: Float[Array, "B D"] | None = None) -> SAE:
+    """A dictionary before training.
+
+    Args:
+        config: its config.
+        key: a typed key.
+        sample: typical rows of what it reads (of a transcoder, of what it is to give): the first bias and lengths come from them.
+            None: normally distributed ones.
+
+    Example:
+        >>> import jax
+        >>> from jaxinterp.saes import ReLU
+        >>> init(SAEConfig(architecture=ReLU(), d_in=4, n_latents=8), jax.random.key(0)).params["W_enc"].shape
+        (8, 4)
+    """
+    one, two = jax.random.split(key)
+    rows = jax.random.normal(one, (256, config.width_out)) if sample is None else sample
+    scale = measured_scale(rows, config.normalize)
+    params = config.architecture.init(two, config, normalized(rows, scale, config.normalize)[0])
+    return SAE(params=params, scales={"input": scale, "target": scale}, config=config)
 
 
 @pytree

@@ -8,6 +8,7 @@ There are two forms of each product, with one result (to rounding):
   than its memory is at k scattered rows, and wherever more than one latent in `DENSE_FROM` is active.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax import lax
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Bool, Float, Int
 
-DENSE_FROM = 24
+DENSE_FROM = 8
 """By index where N is at least so many times k. Measured on a CPU: `experiments/benchmarks/dictionary_products.py`."""
 
 
@@ -57,7 +58,11 @@ def _decode_forward(values: Array, indices: Array, weights: Array) -> tuple[Arra
 
 def _decode_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, None, Array]:
     values, indices, weights = kept
-    return _dots_with_rows(gradient, indices, weights), None, _sum_into_rows(values, indices, gradient, weights)
+    return (
+        _dots_with_rows(gradient, indices, weights).astype(values.dtype),
+        None,
+        _sum_into_rows(values, indices, gradient, weights),
+    )
 
 
 _decode: Any = jax.custom_vjp(lambda values, indices, weights: _sum_of_rows(values, indices, weights))
@@ -139,16 +144,14 @@ def _sum_of_rows(values: Array, indices: Array, weights: Array) -> Array:
 
 
 def _dots_with_rows(rows: Array, indices: Array, weights: Array) -> Array:
-    """[B, K]: the product of each row with the weights of its active latents."""
+    """[B, K]: the product of each row with the weights of its active latents, float32."""
+    product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 
     def by_index(rows: Array, indices: Array, weights: Array) -> Array:
-        one = lambda row_and_index: jnp.einsum(
-            "kd,d->k", weights[row_and_index[1]], row_and_index[0], precision="highest"
-        )
-        return lax.map(one, (rows, indices))
+        return lax.map(lambda one: product("kd,d->k", weights[one[1]], one[0]), (rows, indices))
 
     def dense(rows: Array, indices: Array, weights: Array) -> Array:
-        return jnp.take_along_axis(jnp.dot(rows, weights.T, precision="highest"), indices, axis=1)
+        return jnp.take_along_axis(product("bd,nd->bn", rows, weights), indices, axis=1)
 
     return _choose(by_index, dense, rows, indices, weights)
 

@@ -47,7 +47,7 @@ class Stream(Protocol):
         ...
 
     def documents(self) -> Any:
-        """Where each row of the last batch came from, ints [B]; None if that is not known."""
+        """Where each row of the last batch came from: ints [B], an array that is not waited for."""
         ...
 
     def state(self) -> PyTree:

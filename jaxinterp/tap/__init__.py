@@ -7,7 +7,7 @@ from jaxinterp.tap._read import Statistics, capture, perturb, statistics
 from jaxinterp.tap._run import SiteTable, run, sites
 from jaxinterp.tap._site import Handler, Site, SiteShape
 from jaxinterp.tap._tap import IDENTITY, Tap
-from jaxinterp.tap._where import take_rows
+from jaxinterp.tap._where import make_where, row_positions, select, take_rows
 
 __all__ = [
     "IDENTITY",
@@ -21,14 +21,17 @@ __all__ = [
     "capture",
     "edit",
     "hook_of_site",
+    "make_where",
     "mean",
     "patch",
     "perturb",
     "place",
     "project_onto",
     "project_out",
+    "row_positions",
     "run",
     "scale",
+    "select",
     "site_of_hook",
     "sites",
     "statistics",

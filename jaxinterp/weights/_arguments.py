@@ -1,12 +1,11 @@
 """What `LanguageModel` accepts, checked before anything is compiled."""
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
 
-from jaxinterp._errors import InputError, TokenError
+from jaxinterp._errors import InputError
 
 
 def is_whole(value: Any) -> bool:
@@ -33,66 +32,40 @@ def id_array(prompt: Any) -> np.ndarray:
     return ids
 
 
-def check_sampling(
-    max_new_tokens: Any,
-    temperature: Any,
-    key: Any,
-    seed: Any,
-    top_k: Any = None,
-    top_p: Any = None,
-    d_vocab: Any = math.inf,
-) -> None:
-    """Refuses settings of `LanguageModel.generate` that are not legal, or that would be ignored.
+def check_generation(max_new_tokens: Any, temperature: Any, key: Any, seed: Any) -> None:
+    """Refuses what `LanguageModel.generate` has beside the settings of `models.Sampling`; all in one message.
 
     Raises:
-        InputError: which setting, and what to give instead.
+        InputError: which argument, and what to give instead.
     """
+    faults = []
     if not is_whole(max_new_tokens) or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens = {max_new_tokens!r} is not legal: give a whole number, at least 1.")
-    if not _is_number(temperature) or temperature < 0:
-        raise InputError(
-            f"temperature = {temperature!r} is not legal: give 0 for the most likely token, or a number above."
-        )
+        faults.append(f"max_new_tokens={max_new_tokens!r} is not legal: give a whole number, at least 1")
     if seed is not None and not is_whole(seed):
-        raise InputError(f"seed = {seed!r} is not legal: give a whole number.")
-    if top_k is not None and not (is_whole(top_k) and 1 <= top_k <= d_vocab):
-        raise InputError(f"top_k = {top_k!r} is not legal: give a whole number from 1 to the vocabulary's {d_vocab}.")
-    if top_p is not None and not (_is_number(top_p) and 0 < top_p <= 1):
-        raise InputError(f"top_p = {top_p!r} is not legal: give a number above 0 and at most 1.")
-    given = {"key": key, "seed": seed, "top_k": top_k, "top_p": top_p}
-    idle = [name if name == "key" else f"{name} = {value}" for name, value in given.items() if value is not None]
-    if temperature == 0 and idle:
-        raise InputError(
-            f"{' and '.join(idle)} {'does' if len(idle) == 1 else 'do'} nothing with temperature = 0, which takes the most "
-            "likely token each time. Leave it out, or give a temperature above 0 to sample."
+        faults.append(f"seed={seed!r} is not legal: give a whole number")
+    if seed is not None and key is not None:
+        faults.append(f"key and seed={seed!r} were both given, and a key needs no seed: give one of them")
+    elif seed is not None and temperature == 0:
+        faults.append(
+            f"seed={seed!r} with temperature=0, which takes the most probable token each time: leave it out, or give a "
+            "temperature above 0"
         )
-    if key is not None and seed is not None:
-        raise InputError(f"key and seed = {seed} were both given, and a key needs no seed: give one of them.")
+    if faults:
+        raise InputError("; ".join(faults) + ".")
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(value)
-    except (TypeError, ValueError):
-        return False
-
-
-def stops(stop: Any, d_vocab: int) -> tuple[list[int], list[str]]:
+def stops(stop: Any) -> tuple[list[int], list[str]]:
     """The ids and the texts at which generation ends.
 
     Raises:
         InputError: neither a text nor an id, or an empty text.
-        TokenError: ids that the model does not have.
     """
     one = isinstance(stop, str) or not hasattr(stop, "__iter__")
     many = [] if stop is None else [stop] if one else list(stop)
     wrong = [item for item in many if item == "" or not (isinstance(item, str) or is_whole(item))]
     if wrong:
         raise InputError(f"stop has {wrong!r}: give texts of at least one character, or token ids.")
-    ids, texts = [int(i) for i in many if not isinstance(i, str)], [text for text in many if isinstance(text, str)]
-    if outside := [i for i in ids if not 0 <= i < d_vocab]:
-        raise TokenError(f"stop has ids {outside}, outside the vocabulary of {d_vocab}: legal are 0 to {d_vocab - 1}.")
-    return ids, texts
+    return [int(i) for i in many if not isinstance(i, str)], [text for text in many if isinstance(text, str)]
 
 
 def cut(text: str, prompt: str, stops: list[str]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import of_another_head, position_ids_fault
-from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS, COMMON_SAME, head_width
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._transforms import flat_heads, heads_from_columns, heads_from_rows, transposed
 
@@ -28,18 +28,6 @@ HARMLESS = (COMMON_HARMLESS - {"is_decoder"}) | frozenset(
     """hidden_dropout_prob attention_probs_dropout_prob classifier_dropout pooler_fc_size pooler_num_attention_heads
     pooler_num_fc_layers pooler_size_per_head pooler_type directionality""".split()
 )
-SAME = {
-    "vocab_size": "d_vocab",
-    "max_position_embeddings": "n_ctx",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "d_mlp",
-    "layer_norm_eps": "eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
-    "type_vocab_size": "n_token_types",
-}
 EMBED, LAYER, HEAD = "{prefix}embeddings.", "{prefix}encoder.layer.{layer}.", "cls.predictions."
 ROWS = (
     Row("embed.W_E", EMBED + "word_embeddings.weight"),
@@ -72,11 +60,8 @@ ROWS = (
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    if width % heads:
-        faults.append(f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}")
     return {
-        "d_head": width // heads,
+        "d_head": head_width(values, faults),
         "act_fn": ACTIVATIONS[values["hidden_act"]],
         "normalization_type": "LN",
         "norm_position": "post",
@@ -100,7 +85,7 @@ BERT = Family(
     architectures=("BertForMaskedLM", "BertForPreTraining"),
     fields=FIELDS,
     harmless=HARMLESS,
-    same=SAME,
+    same=COMMON_SAME | {"layer_norm_eps": "eps", "type_vocab_size": "n_token_types"},
     config=_config,
     describe=_describe,
     rows=ROWS,

@@ -1,5 +1,6 @@
 """config.json to `TransformerConfig`, by a family's table. A field that is not understood is an error, never ignored."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jaxinterp._errors import ConfigError
@@ -44,6 +45,36 @@ ACTIVATIONS = {
 }  # fmt: skip
 """Hugging Face's names of activation functions, and ours."""
 
+COMMON_SAME = {
+    "vocab_size": "d_vocab",
+    "max_position_embeddings": "n_ctx",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "num_attention_heads": "n_heads",
+    "intermediate_size": "d_mlp",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+"""Most families' names of fields of `TransformerConfig`; the `same` of a `Family`."""
+
+GPT_SAME = {
+    "vocab_size": "d_vocab",
+    "n_positions": "n_ctx",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_head": "n_heads",
+    "layer_norm_epsilon": "eps",
+    "initializer_range": "initializer_range",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+"""Those of GPT-2 and GPT-J."""
+
+GPT_HARMLESS = COMMON_HARMLESS | frozenset(
+    """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
+    summary_first_dropout""".split()
+)
+"""Their fields that leave the computation as it is."""
+
 
 def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
     """The `TransformerConfig` that a config.json describes.
@@ -81,6 +112,15 @@ def translate(raw: dict[str, Any], family: Family) -> TransformerConfig:
         + "\nA model that is computed otherwise than it was trained gives wrong findings, so nothing was "
         "loaded. If a field truly does not matter for your checkpoint, remove it from a copy of its config.json."
     )
+
+
+def head_width(
+    values: Mapping[str, Any], faults: list[str], width: str = "hidden_size", heads: str = "num_attention_heads"
+) -> int:
+    """The features of a head, where the heads share the model's width."""
+    if values[width] % values[heads]:
+        faults.append(f"{width} = {values[width]} is not a multiple of {heads} = {values[heads]}")
+    return values[width] // values[heads]
 
 
 def _check_architectures(raw: dict[str, Any], family: Family) -> None:

@@ -5,23 +5,12 @@ from typing import Any
 
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import frequencies_fault
-from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS, COMMON_SAME, head_width
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._rotary_fields import ROTARY_FIELDS, describe_scaling, features, read_rotary
 from jaxinterp.weights._transforms import flat_heads, heads_from_columns, heads_from_rows, transposed
 
 HARMLESS = COMMON_HARMLESS | {"attention_dropout", "pretraining_tp", "max_sequence_length"}
-SAME = {
-    "vocab_size": "d_vocab",
-    "max_position_embeddings": "n_ctx",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "d_mlp",
-    "rms_norm_eps": "eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
-}
 BUFFERS = (
     Buffer("{prefix}layers.{layer}.self_attn.rotary_emb.inv_freq", frequencies_fault),
     Buffer("{prefix}rotary_emb.inv_freq", frequencies_fault),
@@ -103,16 +92,13 @@ def decoder_config(
         act: the activation function, where it does not stand in `hidden_act`.
         partial_rotary: whether RoPE may turn a part of each head.
     """
-    width, heads = values["hidden_size"], values["num_attention_heads"]
+    heads = values["num_attention_heads"]
     key_value_heads = values["num_key_value_heads"] or heads
-    if values["head_dim"] is None and width % heads:
-        faults.append(
-            f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}, and there is no head_dim"
-        )
+    d_head = values["head_dim"] or head_width(values, faults)
     if heads % key_value_heads:
         faults.append(f"num_attention_heads = {heads} is not a multiple of num_key_value_heads = {key_value_heads}")
     rotary = read_rotary(values, faults)
-    d_head, partial = values["head_dim"] or width // heads, rotary.pop("partial", 1.0)
+    partial = rotary.pop("partial", 1.0)
     if partial != 1.0 and not partial_rotary:
         faults.append("partial_rotary_factor is implemented for 1.0 only")
     biases = values.get("attention_bias", False)
@@ -170,7 +156,7 @@ def decoder_family(
         architectures=architectures or (f"{name}ForCausalLM", f"{name}Model"),
         fields=fields,
         harmless=HARMLESS | frozenset(harmless),
-        same=SAME,
+        same=COMMON_SAME | {"rms_norm_eps": "eps"},
         config=config,
         describe=described,
         rows=rows,

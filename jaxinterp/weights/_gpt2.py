@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import mask_fault, masked_bias_fault
-from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, GPT_HARMLESS, GPT_SAME, head_width
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._transforms import flat_heads, fused_head_biases, fused_heads, transposed
 
@@ -24,20 +24,6 @@ FIELDS: dict[str, Field] = {
     "scale_attn_by_inverse_layer_idx": Field(FLAG, False, (False,)),
     "reorder_and_upcast_attn": Field(FLAG, False, (False,)),
     "tie_word_embeddings": Field(FLAG, True),
-}
-HARMLESS = COMMON_HARMLESS | frozenset(
-    """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout n_special predict_special_tokens""".split()
-)
-SAME = {
-    "vocab_size": "d_vocab",
-    "n_positions": "n_ctx",
-    "n_embd": "d_model",
-    "n_layer": "n_layers",
-    "n_head": "n_heads",
-    "layer_norm_epsilon": "eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
 }
 ROWS = (
     Row("embed.W_E", "{prefix}wte.weight"),
@@ -65,14 +51,11 @@ ROWS = (
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    width, heads = values["n_embd"], values["n_head"]
-    if width % heads:
-        faults.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
     if values["n_ctx"] not in (None, values["n_positions"]):
         faults.append(f"n_ctx = {values['n_ctx']} differs from n_positions = {values['n_positions']}")
     return {
-        "d_head": width // heads,
-        "d_mlp": values["n_inner"] or 4 * width,
+        "d_head": head_width(values, faults, "n_embd", "n_head"),
+        "d_mlp": values["n_inner"] or 4 * values["n_embd"],
         "act_fn": ACTIVATIONS[values["activation_function"]],
         "normalization_type": "LN",
         "positional_embedding_type": "standard",
@@ -92,8 +75,8 @@ GPT2 = Family(
     model_type="gpt2",
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     fields=FIELDS,
-    harmless=HARMLESS,
-    same=SAME,
+    harmless=GPT_HARMLESS | {"n_special", "predict_special_tokens"},
+    same=GPT_SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

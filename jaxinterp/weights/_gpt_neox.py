@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import frequencies_fault, mask_fault, masked_bias_fault
-from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS, COMMON_SAME, head_width
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._rotary_fields import ROTARY_FIELDS, describe_scaling, read_rotary
 from jaxinterp.weights._transforms import grouped_head_biases, grouped_heads, heads_from_columns, transposed
@@ -26,19 +26,6 @@ FIELDS: dict[str, Field] = {
     "rotary_pct": Field(NUMBER, None),
     "rotary_emb_base": Field(NUMBER, None),
     "tie_word_embeddings": Field(FLAG, False),
-}
-SAME = {
-    "vocab_size": "d_vocab",
-    "max_position_embeddings": "n_ctx",
-    "hidden_size": "d_model",
-    "num_hidden_layers": "n_layers",
-    "num_attention_heads": "n_heads",
-    "intermediate_size": "d_mlp",
-    "layer_norm_eps": "eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
-    "use_parallel_residual": "parallel_attn_mlp",
-    "attention_bias": "attention_bias",
 }
 LAYER = "{prefix}layers.{layer}."
 ROWS = (
@@ -70,15 +57,12 @@ ROWS = (
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    width, heads = values["hidden_size"], values["num_attention_heads"]
-    if width % heads:
-        faults.append(f"hidden_size = {width} is not a multiple of num_attention_heads = {heads}")
     table = values["rope_parameters"] or values["rope_scaling"] or {}
     by_name = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
     given = {ours: values[theirs] for ours, theirs in by_name.items() if values[theirs] is not None}
     given = {"partial_rotary_factor": None if "partial_rotary_factor" in table else 0.25, **given}
     rotary = read_rotary({**values, **given}, faults)
-    partial, d_head = rotary.pop("partial", 1.0), width // heads
+    partial, d_head = rotary.pop("partial", 1.0), head_width(values, faults)
     return {
         "d_head": d_head,
         "act_fn": ACTIVATIONS[values["hidden_act"]],
@@ -104,7 +88,8 @@ GPT_NEOX = Family(
     architectures=("GPTNeoXForCausalLM", "GPTNeoXModel"),
     fields=FIELDS,
     harmless=COMMON_HARMLESS | {"attention_dropout", "hidden_dropout", "classifier_dropout"},
-    same=SAME,
+    same=COMMON_SAME
+    | {"layer_norm_eps": "eps", "use_parallel_residual": "parallel_attn_mlp", "attention_bias": "attention_bias"},
     config=_config,
     describe=_describe,
     rows=ROWS,

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxinterp.models import TransformerConfig
 from jaxinterp.weights._buffers import mask_fault, masked_bias_fault
-from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, COMMON_HARMLESS
+from jaxinterp.weights._config import ACTIVATIONS, COMMON_FIELDS, GPT_HARMLESS, GPT_SAME, head_width
 from jaxinterp.weights._family import COUNT, FLAG, NUMBER, TEXT, Buffer, Family, Field, Row, Twin
 from jaxinterp.weights._transforms import heads_from_columns, heads_from_rows, transposed
 
@@ -23,20 +23,6 @@ FIELDS: dict[str, Field] = {
     "rotary": Field(FLAG, True, (True,)),
     "scale_attn_weights": Field(FLAG, True, (True,)),
     "tie_word_embeddings": Field(FLAG, False),
-}
-HARMLESS = COMMON_HARMLESS | frozenset(
-    """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout""".split()
-)
-SAME = {
-    "vocab_size": "d_vocab",
-    "n_positions": "n_ctx",
-    "n_embd": "d_model",
-    "n_layer": "n_layers",
-    "n_head": "n_heads",
-    "layer_norm_epsilon": "eps",
-    "initializer_range": "initializer_range",
-    "tie_word_embeddings": "tie_word_embeddings",
 }
 LAYER = "{prefix}h.{layer}."
 ROWS = (
@@ -59,12 +45,9 @@ ROWS = (
 
 
 def _config(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    width, heads = values["n_embd"], values["n_head"]
-    if width % heads:
-        faults.append(f"n_embd = {width} is not a multiple of n_head = {heads}")
     return {
-        "d_head": width // heads,
-        "d_mlp": values["n_inner"] or 4 * width,
+        "d_head": head_width(values, faults, "n_embd", "n_head"),
+        "d_mlp": values["n_inner"] or 4 * values["n_embd"],
         "act_fn": ACTIVATIONS[values["activation_function"]],
         "normalization_type": "LN",
         "parallel_attn_mlp": True,
@@ -90,8 +73,8 @@ GPTJ = Family(
     model_type="gptj",
     architectures=("GPTJForCausalLM", "GPTJModel"),
     fields=FIELDS,
-    harmless=HARMLESS,
-    same=SAME,
+    harmless=GPT_HARMLESS,
+    same=GPT_SAME,
     config=_config,
     describe=_describe,
     rows=ROWS,

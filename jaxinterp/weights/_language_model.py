@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ import numpy as np
 from jaxinterp._errors import InputError, TokenError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.mesh import fetch
-from jaxinterp.models import Model, TransformerConfig, check_tokens, generate
+from jaxinterp.models import Model, Sampling, TransformerConfig, check_sampling, check_tokens, generate
 from jaxinterp.tap import Handler, SiteTable, capture, run, sites
-from jaxinterp.weights._arguments import check_sampling, cut, id_array, is_whole, stops
+from jaxinterp.weights._arguments import check_generation, cut, id_array, is_whole, stops
 from jaxinterp.weights._prediction import PredictedToken, Prediction, top_rows
 from jaxinterp.weights._tokenizer import Tokenizer
 
@@ -192,24 +192,21 @@ class LanguageModel:
             InputError: numbers that are not legal, `seed`, `key`, `top_k` or `top_p` where nothing is sampled, several prompts,
                 logits that are NaN.
         """
-        check_sampling(max_new_tokens, temperature, key, seed, top_k, top_p, self.config.outputs)
-        ends, texts = stops(stop, self.config.outputs)
+        check_generation(max_new_tokens, temperature, key, seed)
+        if temperature != 0 and key is None:
+            key = jax.random.key(seed or 0)
+        ends, texts = stops(stop)
+        sampling = Sampling(temperature, key, top_k, top_p, ends)
+        check_sampling(self.config.outputs, sampling)
         tokens = self.tokens(prompt, prepend_bos=prepend_bos)
         if tokens.shape[0] != 1:
             raise InputError(
                 f"generate continues one prompt, and got {tokens.shape[0]}: use jaxinterp.models.generate for a batch."
             )
         check_tokens(self.config, tokens, new=int(max_new_tokens))
-        if temperature > 0 and key is None:
-            key = jax.random.key(seed or 0)
         ends += [] if self._tokenizer.eos_id is None else [self._tokenizer.eos_id]
-        sampling = _Sampling(
-            temperature=jnp.float32(temperature) if temperature > 0 else None,
-            key=key,
-            top_k=None if top_k is None else jnp.int32(top_k),
-            top_p=None if top_p is None else jnp.float32(top_p),
-            stop=jnp.asarray(ends, jnp.int32) if ends else None,
-        )
+        # None, which is no data: greedy generation is another program.
+        sampling = sampling._replace(temperature=temperature or None, stop=np.array(ends, np.int32))
         ids = _generate(self.model, self.params, tokens, int(max_new_tokens), sampling, tuple(handlers))
         start = tokens.shape[1]
         last = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids))
@@ -316,20 +313,10 @@ def _forward_impl(model: Model, params: Params, tokens: Array, handlers: tuple[H
     return run(model.forward, *handlers)(params, tokens)
 
 
-class _Sampling(NamedTuple):
-    """What of `generate`'s arguments is data."""
-
-    temperature: Array | None
-    key: Any
-    top_k: Array | None
-    top_p: Array | None
-    stop: Array | None
-
-
 def _generate_impl(
-    model: Model, params: Params, tokens: Array, new: int, sampling: _Sampling, handlers: tuple[Handler, ...]
+    model: Model, params: Params, tokens: Array, new: int, sampling: Sampling, handlers: tuple[Handler, ...]
 ) -> Array:
-    how: dict[str, Any] = sampling._asdict() | ({"temperature": 0.0} if sampling.temperature is None else {})
+    how = {name: value for name, value in sampling._asdict().items() if value is not None}
 
     def call(params: Params, tokens: Array, *, tap: Any) -> Array:
         return generate(model, params, tokens, max_new_tokens=new, tap=tap, **how)
@@ -349,7 +336,7 @@ def _forward(model: Model, params: Params, tokens: Array, handlers: tuple[Handle
 
 
 def _generate(
-    model: Model, params: Params, tokens: Array, new: int, sampling: _Sampling, handlers: tuple[Handler, ...]
+    model: Model, params: Params, tokens: Array, new: int, sampling: Sampling, handlers: tuple[Handler, ...]
 ) -> list[int]:
     """As `_forward`; the ids, which are all real ones."""
     if handlers:

@@ -1,5 +1,6 @@
 """Attribution patching against derivatives taken another way, linear models, and sweeps."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -100,6 +101,16 @@ def test_blocks_of_places_are_the_sum_of_their_places(several):
     got = here(sites="attn.z", over={"layer": [0, (1, 2), 2]}, keep=("prompts",))["attn.z"].score_by_prompt
     by_layer = several["attn.z"].score_by_prompt.sum(("head", "position")).values
     check_close(got.values, [by_layer[0], by_layer[1] + by_layer[2], by_layer[2]])
+
+
+@pytest.mark.usefixtures("bfloat16_products")
+def test_bfloat16_activations_of_float32_parameters():
+    model = ji.Model(config=dataclasses.replace(MODEL.config, compute_dtype="bfloat16"))
+    of = lambda dtype: jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype(dtype), PARAMS)
+    how = dict(base=BASE, source=SOURCE, metric=METRIC, sites=("resid_pre", "attn.z"), keep=("prompts",))
+    got, want = attribute(model, of("float32"), **how), attribute(MODEL, of("bfloat16"), **how)
+    for site in how["sites"]:
+        check_close(got[site].score_by_prompt.values, want[site].score_by_prompt.values)
 
 
 def test_a_linear_model_is_attributed_exactly():

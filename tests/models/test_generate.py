@@ -191,7 +191,7 @@ def test_generation_compiles_once_for_every_step(count_compiles):
         (dict(max_new_tokens=9), ji.TokenError, "4 tokens and 9 new ones"),
         (dict(max_new_tokens=0), ji.InputError, "at least 1"),
         (dict(max_new_tokens=2, temperature=1.0), ji.InputError, "needs both"),
-        (dict(max_new_tokens=2, key=jax.random.key(0)), ji.InputError, "needs both"),
+        (dict(max_new_tokens=2, key=jax.random.key(0)), ji.InputError, "key with temperature=0, which takes"),
         (dict(max_new_tokens=2, temperature=-1.0, key=jax.random.key(0)), ji.InputError, "temperature=-1.0"),
         (dict(max_new_tokens=2, mask=jnp.zeros((2, 4), bool)), ji.TokenError, "no real token"),
     ],

@@ -96,6 +96,9 @@ def test_stop_tokens_and_mixed_lengths_with_an_edit_by_step():
     want = filled(plain, stop)
     assert (want[0] != plain[0]).any() and (want[1] != stop).any()
     check_same(under(add(step=2), stop=jnp.array([stop]))[0], want)
+    first = int(plain[1, 4])  # chosen by the prompt, in no step
+    assert (plain[1, 5:] != first).any()
+    check_same(under(add(step=2), stop=jnp.array([first]))[0], filled(plain, first))
     mask = jnp.array([[False] * 1 + [True] * 3, [True] * 4])
     mixed = under(add(step=2), stop=jnp.array([stop]), mask=mask)[0]
     check_same(mixed[1], want[1])

@@ -222,6 +222,23 @@ def test_an_edit_of_what_is_read_finds_its_position():
     check_same(acts(ji.patch("final.in", value), read=read), np.broadcast_to(value[[5, 1]], (2, 2, 8)))
 
 
+def test_every_value_of_a_block_that_is_read_in_part_is_found_by_its_position():
+    model, params, _ = case("gemma3_text")
+    weights, data = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], (params["blocks"][0], model.layer_data()[0]))
+    x, positions = model.embed(params, TOKENS, positions=jnp.arange(6)[None]), jnp.arange(6)[None]
+
+    def part(read):
+        at = dict(positions=positions, extent=6)
+        return lambda x, *, tap: model.block(weights, data, x, positions=positions, read=read, tap=tap.at(**at))
+
+    names = [site.name for site in ji.sites(part(None), x)]
+    assert {"attn.q_norm_scale", "attn.k_rot", "attn.pattern", "mlp.post_norm_scale", "resid_post"} <= set(names)
+    look = [ji.run(part(read), ji.capture(*names, position=[1, 5])) for read in (None, jnp.array([[5, 1]]))]
+    found = jax.jit(lambda x: [run(x)[1] for run in look])(x)
+    for name in names:
+        check_close(found[1][name], found[0][name])
+
+
 def test_given_positions_shift_what_depends_on_them():
     model, params, forward = case("llama")
     shifted = forward(params, TOKENS, positions=jnp.arange(4, 10)[None])
@@ -324,6 +341,22 @@ BAD = [
     (TOKENS, dict(mask=jnp.ones((2, 6))), ji.InputError, "booleans"),
     (TOKENS, dict(mask=jnp.array([[True] * 6, [False] * 6])), ji.TokenError, "no real token"),
 ]
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_an_own_unembedding_has_all_parameters(dtype):
+    seen = {}
+
+    def looking(config, params, x, **how):
+        seen.update(jax.tree.map(lambda leaf: leaf.dtype, params))
+        return unembed(config, params, x, **how)
+
+    model = dataclasses.replace(make_model(compute_dtype=dtype), unembed_fn=looking)
+    params = make_params(model)
+    jax.eval_shape(model.forward, params, TOKENS)
+    assert jax.tree.structure(seen) == jax.tree.structure(params)
+    blocks, head, norm = seen["blocks"][0]["attn"]["W_Q"], seen["unembed"]["W_U"], seen["ln_final"]["w"]
+    assert (blocks, head, norm) == ("float32", dtype or "float32", "float32")
 
 
 @pytest.mark.parametrize(("tokens", "how", "kind", "message"), BAD, ids=[b[3][:20] for b in BAD])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.models._sampling import Sampling, check_sampling, likely
+from jaxinterp.models import Sampling, check_sampling
+from jaxinterp.models._sampling import likely
 from tests.tiny import check_same
 
 V = 9
@@ -87,8 +88,18 @@ def test_what_is_out_of_range_is_an_error_or_no_token(how):
         (dict(temperature=1.0, key=jax.random.key(0), top_k=jnp.ones(2, int)), ji.InputError, "top_k="),
         (dict(stop=[1, V, -1]), ji.TokenError, rf"ids \[-1, {V}\], outside the vocabulary of {V}"),
         (dict(stop=[0.5]), ji.InputError, "integers"),
+        (dict(stop="end"), ji.InputError, "stop='end'.*integers"),
+        (dict(key=jax.random.key(0), top_k=3), ji.InputError, "key, top_k=3 with temperature=0"),
+        (dict(top_k=3, temperature=np.float32(0)), ji.InputError, "top_k=3 with temperature=0"),
+        (dict(temperature=1.0, key=jax.random.key(0), top_k=2**40), ji.InputError, f"top_k={2**40} is not legal"),
     ],
 )
 def test_what_is_refused(how, kind, message):
     with pytest.raises(kind, match=message):
         check_sampling(V, Sampling(**how))
+
+
+@pytest.mark.parametrize("heat", ["hot", np.nan, np.inf, True, None, b"1"])
+def test_settings_of_the_wrong_type_are_named_all_at_once(heat):
+    with pytest.raises(ji.InputError, match=f"temperature={heat!r} is not legal.*top_k='few' is.*top_p='most' is"):
+        check_sampling(V, Sampling(heat, None, "few", "most"))

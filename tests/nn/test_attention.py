@@ -209,7 +209,7 @@ def test_a_prefix_is_the_rows_before(causal, positions):
     check_close(got, whole[:, 3:])
     check_close(own.keys, kv.keys[:, 3:])
     read, _ = call(p, X[:, 2:], positions[:, 2:], rotary=True, causal=causal, read=jnp.array([[2], [0]]),
-                   prefix=KeyValues(*(a[:, :2] for a in kv)))  # fmt: skip
+                   prefix=jax.tree.map(lambda a: a[:, :2], kv))  # fmt: skip
     check_close(read[:, 0], jnp.stack([whole[0, 4], whole[1, 2]]))
 
 

@@ -63,6 +63,7 @@ SITES = {
         "embed.norm_scale",
         "final.head_norm_scale",
         "embed.token",
+        "embed.position",
     ],
     "layer,feature": ["mlp.post", "resid_post"],
     "layer": ["attn.out", "mlp.pre"],
@@ -169,10 +170,10 @@ def quiet_sweep(*args, **how):
         return ji.patching.sweep(*args, **how)
 
 
-def check(got, want, scale):
-    """Within 1e-5 of the metric's size."""
+def check(got, want, scale, tolerance=1e-5):
+    """Within `tolerance` of the metric's size."""
     assert got.shape == want.shape
-    assert np.abs(got - want).max() <= 1e-5 * scale, (got, want)
+    assert np.abs(got - want).max() <= tolerance * scale, (got, want)
 
 
 how = functools.partial(
@@ -238,6 +239,37 @@ def test_a_family_equals_the_loop(family):
     want = np.array([loop([cell]) - loop.base for cell in cells])
     assert np.abs(want).max() > 1e-3 * np.abs(loop.base).max()
     check(got, want, np.abs(loop.base).max() + np.abs(want).max())
+
+
+@pytest.mark.parametrize(("site", "moved"), [("embed.token", [1, 2]), ("embed.position", [3, 4])])
+def test_parts_of_the_embedding_run_only_where_the_token_or_its_position_differs(site, moved):
+    model, params, base, source, mask, metric = make_problem(3, dict(n_layers=1), 1, (0, 1, 0), "none", 1, 0, False)
+    shift = np.tile(np.arange(6), (3, 1))
+    shift[2, 3:5] = [4, 3]  # with the same token at both
+    base, source = base.at[2, 3:5].set(7), source.at[2, 3:5].set(7)
+    args = dict(base=base, source=source, site=site, over="position", metric=metric, positions=shift)
+    assert (
+        ji.patching.plan(model, params, **args).n_run == 4
+    )  # 1 and 2, where tokens differ; 3 and 4, which are exchanged
+    got = quiet_sweep(model, params, **args, keep=("prompts",), progress=False).effect_by_prompt.values
+    loop = Loop(model, params, base, source, mask, metric, ji.patch, [site])
+    loop.acts = {site: jnp.take_along_axis(loop.acts[site], jnp.asarray(shift)[:, :, None], axis=1)}
+    want = np.array([loop([{"position": p}]) - loop.base for p in range(6)])
+    assert np.flatnonzero(np.abs(want).max(1) > 1e-3 * np.abs(loop.base).max()).tolist() == moved
+    check(got, want, np.abs(loop.base).max() + np.abs(want).max())
+
+
+@pytest.mark.usefixtures("bfloat16_products")
+def test_bfloat16_activations_of_float32_parameters():
+    changes = dict(n_layers=2, compute_dtype="bfloat16")
+    model, params, base, source, mask, metric = make_problem(3, changes, 1, (0, 1, 0), "none", 1, 0, False)
+    args = dict(base=base, source=source, site="resid_pre", over={"layer": [0, 1], "position": [2]}, metric=metric)
+    got = quiet_sweep(model, params, **args, keep=("prompts",), progress=False).effect_by_prompt.values.reshape(-1, 3)
+    loop = Loop(model, params, base, source, mask, metric, ji.patch, ["resid_pre"])
+    want = np.array([loop([{"layer": layer, "position": 2}]) - loop.base for layer in (0, 1)])
+    scale = np.abs(loop.base).max() + np.abs(want).max()
+    assert np.abs(want).max() > 0.1 * scale
+    check(got, want, scale, 1e-2)
 
 
 def _some(axis, shape, data):

@@ -1,5 +1,6 @@
 """Path patching against loops in float64 numpy, the identity with direct logit attribution, and what is refused."""
 
+import dataclasses
 import functools
 import itertools
 from types import SimpleNamespace
@@ -249,6 +250,16 @@ def test_frozen_path_to_the_logits_is_the_difference_of_direct_logit_attribution
         want[layer, head, b] = attribution(source) - attribution(base)
     check_close(got, want, 3e-5)
     check_close([one_path(world, 1, "frozen", ["logits"], ("attn.z", 1, 2, None))], [want[1, 2, 1]])
+
+
+@pytest.mark.usefixtures("bfloat16_products")
+def test_bfloat16_activations_of_float32_parameters():
+    model = ji.Model(config=dataclasses.replace(LLAMA.config, compute_dtype="bfloat16"))
+    of = lambda dtype: jax.tree.map(lambda leaf: leaf.astype("bfloat16").astype(dtype), make_world(LLAMA).params)
+    how = dict(over="layer,head", receivers=SETS["mixed"], keep=("prompts",), mask=MASK)
+    how |= dict(base=BASE, source=SOURCE, metric=ji.patching.logit_difference(CORRECT, WRONG, POSITION))
+    got, want = path_patch(model, of("float32"), **how), path_patch(LLAMA, of("bfloat16"), **how)
+    check_close(got.effect_by_prompt.values, want.effect_by_prompt.values)
 
 
 def test_a_model_without_norm_or_mlps():

@@ -96,6 +96,17 @@ def test_memory_is_what_xla_says_within_a_fifth(changes, shape):
     assert 0.8 * said <= plan.bytes_fixed + plan.bytes_chunk <= 1.25 * said
 
 
+def test_a_cell_takes_what_its_activations_take_whatever_the_parameters_are():
+    def cell(held, computed):
+        model, params, args = problem(compute_dtype=computed)
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, held), params)
+        return ji.patching.plan(model, params, **args).bytes_chunk
+
+    half, full = cell("bfloat16", None), cell("float32", None)
+    assert half < 0.7 * full
+    assert (cell("float32", "bfloat16"), cell("bfloat16", "float32")) == (half, full)
+
+
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="the estimate is fitted to the XLA of jax 0.10")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_memory_counts_what_making_a_null_distribution_takes(dtype):

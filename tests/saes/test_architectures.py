@@ -61,7 +61,10 @@ def test_on_a_mesh_loss_and_gradients_are_the_same(name, shape):
     outs = dataclasses.replace(outs, fired=P(axes.dict))
 
     def part(params, x, dead):
-        return loss_and_gradient(config, params, x, x, dataclasses.replace(at, dead=dead, axes=axes))
+        value, gradient = loss_and_gradient(
+            config, axes.local(params), x, x, dataclasses.replace(at, dead=dead, axes=axes)
+        )
+        return value, axes.rows(gradient)
 
     specs = dict(in_specs=(cut, P(axes.data), P(axes.dict)), out_specs=((P(), outs), cut))
     got = jax.jit(jax.shard_map(part, mesh=mesh, **specs))(params, x, at.dead)

@@ -137,6 +137,10 @@ def test_a_sum_that_is_normalized_at_once_is_not_taken_for_the_sum():
     olmo = make_model(norm_position="output", normalization_type="RMS")
     known = [site.name for site in ji.sites(olmo.forward, olmo.param_shapes(), make_tokens())]
     assert resolve("blocks.0.hook_resid_mid", known) == ("resid_mid", 0)
+    both = ["attn.norm_scale", "attn.post_norm_scale", "mlp.norm_scale", "mlp.post_norm_scale"]  # of sandwich norms
+    assert [resolve(f"blocks.0.{name}.hook_scale", both) for name in ("ln1", "ln1_post", "ln2", "ln2_post")] == [
+        (site, 0) for site in both
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,10 +169,11 @@ def test_a_functions_own_names_come_first():
     def guest(x, *, tap):
         for i in range(2):
             x = tap(f"blocks.{i}.hook_resid_pre", x) + 1
-        return tap("hook_embed", x)
+        return tap("hook_embed", tap("embed.token", x) + 1)
 
     acts = ji.run(guest, ji.capture("blocks.*.hook_resid_pre", "hook_embed"))(jnp.zeros((1, 2)))[1]
     assert set(acts) == {"blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre", "hook_embed"}
+    check_same(acts["hook_embed"], [[3.0, 3.0]])  # not embed.token, which the name means elsewhere
 
 
 def test_python_loops_over_layers():

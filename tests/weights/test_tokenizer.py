@@ -207,7 +207,8 @@ def test_what_stands_around_a_text_of_bert(wordpiece, tmp_path):
     assert ids == wordpiece.encode(text).ids
     assert ids[0] == 2 and ids[-1] == 3 and ids.count(4) == 1
     assert tokenizer.encode(text, prepend_bos=False) == ids[1:-1]
-    assert tokenizer.decode(ids) == tokenizer.decode(ids[1:-1])
+    assert tokenizer.decode(ids) == tokenizer.decode(ids[1:-1]) == tokenizer.decode(ids[:-1])
+    assert tokenizer.encode(text + "[SEP]") == tokenizer.encode("[CLS]" + text) == ids  # what is written stands once
     assert tokenizer.answer_token("Paris is", " the") == 7
 
 

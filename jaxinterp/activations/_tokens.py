@@ -1,0 +1,179 @@
+"""Batches of tokens from texts, read through grain: shuffled, packed, sharded by process, resumable."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from jaxinterp._errors import InputError, TokenError
+from jaxinterp.activations._documents import Documents, open_documents
+from jaxinterp.activations._packing import Piece, TokenBatch, as_batch, cut, fill
+
+THREADS, AHEAD = 2, 64
+"""Grain's threads that tokenize, and how many documents they may be ahead."""
+
+
+class _Pieces:
+    """What grain reads: the pieces of a document by its number."""
+
+    def __init__(self, documents: Documents, n_ctx: int, front: list[int], back: list[int]):
+        self.documents, self.n_ctx, self.front, self.back = documents, n_ctx, front, back
+
+    def __len__(self) -> int:
+        return self.documents.count
+
+    def __getitem__(self, i: Any) -> list[Piece]:
+        ids = list(self.documents.ids(int(i)))
+        ids = ids[1:] if self.front and ids[:1] == self.front else ids  # a text that names BOS itself
+        return cut(int(i), ids, self.n_ctx, self.front, self.back)
+
+
+class Tokens:
+    """An iterator over batches of tokens, made by `read_tokens`.
+
+    Attributes:
+        batch_size: rows over all shards; a batch of this process has `batch_size / shard[1]`.
+        n_ctx: tokens in a row.
+        packed: whether a row may hold several pieces.
+        shard: which part of the documents this process reads, of how many.
+        special_ids: BOS, EOS, padding and suffix tokens of the tokenizer.
+        description: the source and how it is read, for JSON.
+    """
+
+    def __init__(self, pieces: _Pieces, how: Mapping[str, Any], special_ids: tuple[int, ...], about: dict[str, Any]):
+        self._pieces = pieces
+        self.batch_size: int = how["batch_size"]
+        self.n_ctx, self.packed, self.shard = pieces.n_ctx, bool(how["pack"]), tuple(how["shard"])
+        self.special_ids, self.description = special_ids, about
+        self._waiting: list[Piece] = []
+        self._reader = _reader(pieces, how)
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        return self
+
+    def __next__(self) -> TokenBatch:
+        rows = self.batch_size // self.shard[1]
+        placed, self._waiting = fill(self._reader, self._waiting, rows, self.n_ctx, self.packed)
+        if not any(placed):
+            raise StopIteration
+        return as_batch(placed, self.n_ctx)
+
+    def state(self) -> dict[str, Any]:
+        """Where the reader stands, for JSON: documents that were read, and pieces of them that wait for a row."""
+        return {"reader": self._reader.get_state(), "waiting": [[p.document, p.number] for p in self._waiting]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state()` of a reader made in the same way: the following batches are the same."""
+        self._reader.set_state(state["reader"])
+        again = {document: self._pieces[document] for document, _ in state["waiting"]}
+        self._waiting = [again[document][number] for document, number in state["waiting"]]
+
+
+def read_tokens(
+    source: Any,
+    tokenizer: Any = None,
+    *,
+    n_ctx: int,
+    batch_size: int,
+    pack: bool = True,
+    seed: int | None = None,
+    epochs: int | None = 1,
+    prepend_bos: bool | None = None,
+    separator: str = "<|endoftext|>",
+    field: str = "text",
+    pad_id: int | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Tokens:
+    """Batches of tokens from texts or token ids, without an end or for some passes.
+
+    A document longer than `n_ctx` is cut into pieces at fixed places, and each piece is a context of its own: positions begin at
+    0, BOS stands in front where the policy says so. The tail is a shorter piece; nothing is dropped. So what a model computes for
+    a token does not depend on the order of documents, on what it is packed with, or on how many processes read.
+
+    Args:
+        source: texts (a list; a single document may be a list of one); or the path of a text file with documents between
+            `separator`s, of a .jsonl file with a text in `field` of each line, or of a .npy file of token ids [n, T]; or such an
+            array. A row of ids is a document, taken as it is: no BOS unless `prepend_bos` is True and there is a tokenizer.
+        tokenizer: such as `lm.tokenizer`; for ids it may be left out.
+        n_ctx: tokens in a row of a batch.
+        batch_size: rows in a batch, over all processes.
+        pack: several pieces in a row, as long as they fit; else one.
+        seed: shuffles the documents, in another order in each pass; None: the source's own order.
+        epochs: passes over the source; None: no end.
+        prepend_bos: whether each piece begins with BOS; None: the tokenizer's own policy.
+        separator: between the documents of a text file; white space around documents is no part of them, nor is an empty one.
+        field: of a JSONL file's objects.
+        pad_id: of token ids: padding at both ends of a row, which is not read.
+        shard: (i, n): reads every n-th document from the i-th on; None: the number of this process, and how many there are.
+
+    Returns:
+        An iterator over `TokenBatch`es [batch_size / n, n_ctx], the last one filled up with padding. `state()` and `restore(...)`
+        keep its place.
+
+    Raises:
+        InputError: a source that cannot be read, or sizes that do not fit.
+        TokenError: texts without a tokenizer; BOS where there is none.
+
+    Example:
+        >>> import numpy as np
+        >>> tokens = read_tokens(np.arange(10).reshape(2, 5), n_ctx=4, batch_size=3)
+        >>> batch = next(tokens)
+        >>> batch.tokens.tolist()
+        [[0, 1, 2, 3], [4, 9, 0, 0], [5, 6, 7, 8]]
+        >>> batch.segments.tolist()
+        [[0, 0, 0, 0], [0, 1, -1, -1], [0, 0, 0, 0]]
+    """
+    shard = (jax.process_index(), jax.process_count()) if shard is None else (int(shard[0]), int(shard[1]))
+    if not 0 <= shard[0] < shard[1]:
+        raise InputError(f"shard={shard}: give (i, n) with i from 0 to n - 1.")
+    if batch_size < 1 or batch_size % shard[1]:
+        raise InputError(f"batch_size={batch_size}: give a multiple of the {shard[1]} shards that read, 1 or more.")
+    if epochs is not None and epochs < 1:
+        raise InputError(f"epochs={epochs}: give 1 or more, or None for no end.")
+    documents = open_documents(source, tokenizer, separator=separator, field=field, pad_id=pad_id)
+    is_text = documents.description["kind"] != "array"
+    front, back = _around(tokenizer, prepend_bos if is_text or prepend_bos is not None else False)
+    if n_ctx <= len(front) + len(back):
+        raise InputError(f"n_ctx={n_ctx} leaves no room for text beside {len(front) + len(back)} special tokens.")
+    how = dict(pack=pack, seed=seed, epochs=epochs, batch_size=batch_size, shard=shard)
+    about = {
+        "source": documents.description, "tokenizer": _describe(tokenizer), "n_ctx": n_ctx, "batch_size": batch_size,
+        "pack": pack, "seed": seed, "epochs": epochs, "front": front, "back": back,
+    }  # fmt: skip
+    names = ("bos_id", "eos_id", "pad_id", "mask_id")
+    special = {getattr(tokenizer, name, None) for name in names} | {*front, *back, pad_id}
+    return Tokens(
+        _Pieces(documents, n_ctx, front, back), how, tuple(sorted(i for i in special if i is not None)), about
+    )
+
+
+def _reader(pieces: _Pieces, how: Mapping[str, Any]) -> Any:
+    """Grain's iterator over the documents of this shard."""
+    import grain
+
+    data = grain.MapDataset.source(pieces)  # pyright: ignore[reportArgumentType]
+    data = data if how["seed"] is None else data.shuffle(how["seed"])
+    data = data.repeat(how["epochs"])[how["shard"][0] :: how["shard"][1]]
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    return iter(data.to_iter_dataset(options))
+
+
+def _around(tokenizer: Any, prepend_bos: bool | None) -> tuple[list[int], list[int]]:
+    """The tokens before and behind each piece."""
+    wanted = getattr(tokenizer, "prepend_bos", False) if prepend_bos is None else prepend_bos
+    if not wanted:
+        return [], []
+    bos = getattr(tokenizer, "bos_id", None)
+    if bos is None:
+        raise TokenError("prepend_bos is True, and there is no BOS token (or no tokenizer). Pass prepend_bos=False.")
+    return [int(bos)], [int(i) for i in getattr(tokenizer, "suffix_ids", ())]
+
+
+def _describe(tokenizer: Any) -> Any:
+    files = getattr(tokenizer, "files", None)
+    if not files:
+        return None if tokenizer is None else type(tokenizer).__name__
+    return {"d_vocab": tokenizer.d_vocab, "crc32": zlib.crc32(files.get("tokenizer.json", b""))}

@@ -1,0 +1,128 @@
+"""Tokens from every source: nothing lost, packed rows, shuffled passes, shards, a place to go on from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxinterp._errors import InputError, MissingFileError, TokenError
+from jaxinterp.activations import read_tokens
+from tests.activations.conftest import LETTERS, TEXTS
+
+
+def pieces_of(batches):
+    """(document, ids) of each piece."""
+    found = []
+    for batch in batches:
+        for row in range(len(batch.tokens)):
+            segments = batch.segments[row]
+            for i in range(segments.max() + 1):
+                at = np.flatnonzero(segments == i)
+                assert (np.diff(at) == 1).all() and batch.positions[row, at].tolist() == list(range(len(at)))
+                assert len(set(batch.documents[row, at])) == 1
+                found.append((int(batch.documents[row, at[0]]), batch.tokens[row, at].tolist()))
+            padding = segments < 0
+            assert (batch.documents[row][padding] == -1).all() and not batch.tokens[row][padding].any()
+    return found
+
+
+def expected(n_ctx=12, front=(10,)):
+    step = n_ctx - len(front)
+    ids = [LETTERS.encode(text) for text in TEXTS]
+    return [(d, [*front, *row[i : i + step]]) for d, row in enumerate(ids) for i in range(0, len(row), step)]
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_nothing_is_lost_and_rows_are_full(pack):
+    batches = list(read_tokens(TEXTS, LETTERS, n_ctx=12, batch_size=4, pack=pack))
+    assert all(x.shape == (4, 12) and x.dtype == np.int32 for batch in batches for x in batch)
+    assert sorted(pieces_of(batches)) == sorted(expected())
+    if pack:
+        used = np.mean([batch.documents >= 0 for batch in batches[:-1]])
+        assert used > 0.93
+    else:
+        assert max(batch.segments.max() for batch in batches) == 0
+
+
+def test_sources_are_the_same_documents(tmp_path):
+    (tmp_path / "a.txt").write_text("<|endoftext|>\n".join(["", *TEXTS, " \n", ""]))
+    (tmp_path / "a.jsonl").write_text("\n\n".join(json.dumps({"body": text, "n": 1}) for text in TEXTS))
+    how = dict(n_ctx=12, batch_size=4)
+    want = pieces_of(read_tokens(TEXTS, LETTERS, **how))
+    assert pieces_of(read_tokens(tmp_path / "a.txt", LETTERS, **how)) == want
+    assert pieces_of(read_tokens(str(tmp_path / "a.jsonl"), LETTERS, field="body", **how)) == want
+    ids = np.full((len(TEXTS), 31), 9, np.uint16)
+    for row, text in zip(ids, TEXTS, strict=True):
+        row[1 : 1 + len(text)] = LETTERS.encode(text)
+    np.save(tmp_path / "a.npy", ids)
+    assert pieces_of(read_tokens(tmp_path / "a.npy", LETTERS, prepend_bos=True, pad_id=9, **how)) == want
+    assert sorted(pieces_of(read_tokens(ids, pad_id=9, **how))) == sorted(expected(front=()))
+
+
+def test_passes_have_orders_of_their_own():
+    once = lambda **how: [
+        d for d, _ in pieces_of(read_tokens(TEXTS, LETTERS, n_ctx=64, batch_size=4, pack=False, **how))
+    ]
+    twice = once(seed=0, epochs=2)
+    assert sorted(twice[:40]) == sorted(twice[40:]) == list(range(40))
+    assert twice[:40] != twice[40:] and twice[:40] == once(seed=0) != once(seed=1)
+    assert once() == list(range(40))
+    endless = read_tokens(TEXTS[:3], LETTERS, n_ctx=64, batch_size=4, epochs=None)
+    assert len([next(endless) for _ in range(20)]) == 20
+
+
+def test_shards_are_the_whole():
+    found = []
+    for i in range(3):
+        tokens = read_tokens(TEXTS, LETTERS, n_ctx=12, batch_size=6, seed=5, shard=(i, 3))
+        batches = list(tokens)
+        assert batches[0].tokens.shape == (2, 12)
+        found += pieces_of(batches)
+    assert sorted(found) == sorted(expected())
+    assert list(read_tokens(TEXTS[:2], LETTERS, n_ctx=12, batch_size=6, shard=(2, 3))) == []
+
+
+@pytest.mark.parametrize("served", [0, 1, 5])
+def test_a_restored_reader_goes_on(served):
+    make = lambda: read_tokens(TEXTS, LETTERS, n_ctx=12, batch_size=4, seed=2, epochs=2)
+    tokens = make()
+    for _ in range(served):
+        next(tokens)
+    state = json.loads(json.dumps(tokens.state()))
+    want = list(tokens)
+    other = make()
+    next(other)
+    other.restore(state)
+    got = list(other)
+    assert len(got) == len(want)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_cannot_be_read(tmp_path):
+    how = dict(n_ctx=12, batch_size=4)
+    (tmp_path / "bad.jsonl").write_text('{"text": "ab"}\n{"txt": "ab"}\n')
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    for source, kind, message in [
+        (tmp_path / "none.txt", MissingFileError, "not there"),
+        (tmp_path / "empty.txt", InputError, "empty"),
+        (tmp_path / "cut.npy", InputError, "cut.npy is no whole"),
+        ([], InputError, "no document"),
+        (["a", 3], InputError, "document 1 is a int"),
+        (np.zeros((3, 2)), InputError, r"float64\[3, 2\]"),
+    ]:
+        with pytest.raises(kind, match=message):
+            read_tokens(source, LETTERS, **how)
+    with pytest.raises(InputError, match="line 2: .*'text'"):
+        list(read_tokens(tmp_path / "bad.jsonl", LETTERS, **how))
+    for more, kind, message in [
+        (dict(tokenizer=None), TokenError, "lm.tokenizer"),
+        (dict(n_ctx=1), InputError, "n_ctx=1 leaves no room"),
+        (dict(batch_size=0), InputError, "batch_size=0"),
+        (dict(batch_size=4, shard=(0, 3)), InputError, "multiple of the 3"),
+        (dict(shard=(3, 3)), InputError, "from 0 to n - 1"),
+        (dict(epochs=0), InputError, "epochs=0"),
+    ]:
+        with pytest.raises(kind, match=message):
+            read_tokens(TEXTS, **{"tokenizer": LETTERS, **how, **more})

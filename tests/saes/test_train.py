@@ -1,0 +1,225 @@
+"""Training: what it recovers, that members of an ensemble are single runs, that a run goes on to the bit."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxinterp import ConfigError, InputError
+from jaxinterp.mesh import make_mesh
+from jaxinterp.saes import BatchTopK, ReLU, SAEConfig, TopK, TrainConfig, read_metrics, train, train_ensemble
+from jaxinterp.saes._program import make_program
+from jaxinterp.store import Checkpoints, StoreMismatchError
+from tests.saes.problems import ARCHITECTURES, PlantedStream
+from tests.tiny import check_close, check_same
+
+TOPK = TopK(k=3)
+
+
+def make_run(architecture=TOPK, steps=12, **changes):
+    sae = SAEConfig(architecture=architecture, d_in=16, n_latents=32, **changes.pop("sae", {}))
+    return TrainConfig(**{**dict(sae=sae, steps=steps, learning_rate=5e-3, log_every=4, dead_after=300), **changes})
+
+
+def quiet(config, stream, **more):
+    return train(config, stream, progress=False, **more)
+
+
+def best_cosines(stream, sae):
+    """For each planted direction the largest cosine with a decoder row."""
+    decoder = np.asarray(sae.params["W_dec"])
+    cosines = np.asarray(stream.directions) @ (decoder / np.linalg.norm(decoder, axis=1, keepdims=True)).T
+    return cosines.max(axis=1)
+
+
+@pytest.mark.parametrize("architecture", [TopK(k=3), ReLU(l1_coefficient=0.5, unit_norm=True)], ids=lambda a: a.name)
+def test_planted_directions_are_recovered(architecture):
+    stream = PlantedStream(batch_size=256)
+    config = make_run(architecture, steps=400, learning_rate=1e-2, warmup_steps=20, decay_steps=200)
+    assert best_cosines(stream, quiet(config, stream)).mean() > 0.93
+    first = quiet(make_run(architecture, steps=1), PlantedStream(batch_size=256))
+    assert best_cosines(stream, first).mean() < 0.7
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_loss_falls(name, tmp_path):
+    quiet(make_run(ARCHITECTURES[name], steps=40, sparsity_warmup_steps=1), PlantedStream(), folder=tmp_path)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(4, 41, 4))
+    assert rows[-1]["loss"] < 0.95 * rows[0]["loss"]
+    assert rows[-1]["rows"] == 40 * 64
+
+
+@pytest.mark.parametrize("shape", [dict(data=8), dict(data=2, dict=4)], ids=["data", "both"])
+@pytest.mark.parametrize("architecture", [TopK(k=3), BatchTopK(k=2)], ids=lambda a: a.name)
+def test_a_mesh_trains_the_same(architecture, shape):
+    config = make_run(architecture, steps=6, clip=0.5, sae=dict(normalize="sqrt_d"))
+    want = quiet(config, PlantedStream())
+    got = quiet(config, PlantedStream(), mesh=make_mesh(**shape))
+    n = 32 // shape.get("dict", 1)
+    assert got.params["W_enc"].addressable_shards[0].data.shape == (n, 16)
+    jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
+
+
+def test_members_of_an_ensemble_are_single_runs():
+    base = make_run(steps=8)
+    members = [
+        base,
+        dataclasses.replace(base, seed=4, learning_rate=1e-3),
+        dataclasses.replace(base, sae=dataclasses.replace(base.sae, architecture=TopK(k=2))),
+    ]
+    for config, got in zip(members, train_ensemble(members, PlantedStream(), progress=False), strict=True):
+        want = quiet(config, PlantedStream())
+        assert got.config == want.config
+        if config.sae.architecture == base.sae.architecture:  # another k begins with another length of the encoder
+            jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
+        x = next(PlantedStream())["x"]
+        assert float((got.encode(x) > 0).sum(1).max()) <= config.sae.architecture.k
+    penalties = [make_run(ReLU(l1_coefficient=c), steps=6, sparsity_warmup_steps=3) for c in (0.1, 2.0)]
+    for config, got in zip(penalties, train_ensemble(penalties, PlantedStream(), progress=False), strict=True):
+        jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, quiet(config, PlantedStream()).params)
+
+
+def test_an_ensemble_of_sites_on_a_mesh():
+    class Two(PlantedStream):
+        def __init__(self):
+            super().__init__()
+            self.widths = {"a": 16, "b": 16}
+
+        def __next__(self):
+            x = super().__next__()["x"]
+            return {"a": x, "b": -2.0 * x}
+
+    base = make_run(steps=5)
+    members = [dataclasses.replace(base, sae=dataclasses.replace(base.sae, site=site)) for site in "ab"]
+    together = train_ensemble(members, Two(), mesh=make_mesh(data=2, dict=4), progress=False)
+    for config, got in zip(members, together, strict=True):
+        jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, quiet(config, Two()).params)
+
+
+def test_members_of_other_kinds_are_refused():
+    with pytest.raises(ConfigError, match=r"(?s)Members 0 and 1 .*sae.architecture.name: 'topk' there, 'relu' here"):
+        train_ensemble([make_run(), make_run(ReLU())], PlantedStream())
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient():
+    config = make_run(ReLU(l1_coefficient=0.1), steps=3)
+    whole = quiet(config, PlantedStream())
+    parts = quiet(dataclasses.replace(config, accumulation=4), PlantedStream())
+    jax.tree.map(lambda a, b: check_close(a, b, 1e-4), parts.params, whole.params)
+
+
+def test_a_run_goes_on_to_the_bit(tmp_path):
+    config = make_run(steps=12, checkpoint_every=5, sae=dict(normalize="unit"))
+    want = quiet(config, PlantedStream(), folder=tmp_path / "whole")
+    with pytest.raises(InputError, match=r"ran dry after 8 of 12 steps \(512 rows\)"):
+        quiet(config, PlantedStream(last=8), folder=tmp_path / "cut")
+    stream = PlantedStream()
+    got = quiet(config, stream, folder=tmp_path / "cut")
+    assert stream.taken == 12
+    jax.tree.map(check_same, (got.params, got.scales), (want.params, want.scales))
+    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    without = [[{k: v for k, v in row.items() if k != "seconds"} for row in part] for part in rows]
+    assert [row["step"] for row in rows[0]] == [4, 5, 8, 10, 12]
+    assert without[0] == without[1]
+    again = quiet(config, PlantedStream(), folder=tmp_path / "cut")  # it is done: nothing is trained
+    jax.tree.map(check_same, again.params, want.params)
+
+
+def test_another_config_or_stream_is_not_gone_on_with(tmp_path):
+    quiet(make_run(steps=2), PlantedStream(), folder=tmp_path)
+    other = make_run(TopK(k=4), steps=2, learning_rate=1e-3)
+    with pytest.raises(
+        StoreMismatchError, match=r"learning_rate: 0.005 there, 0.001 here\n  sae.architecture.k: 3 there, 4"
+    ):
+        quiet(other, PlantedStream(), folder=tmp_path)
+    with pytest.raises(StoreMismatchError, match=r"stream.batch_size: 64 there, 32 here"):
+        quiet(make_run(steps=2), PlantedStream(batch_size=32), folder=tmp_path)
+    quiet(make_run(steps=2, log_every=1, keep=9), PlantedStream(), folder=tmp_path)
+
+
+def test_a_row_that_is_not_finite_is_named_and_the_state_stays_good(tmp_path):
+    config = make_run(steps=8, log_every=8)
+    with pytest.raises(InputError, match=r"Row 5 of step 4 \(x, document 405\) has a value that is not finite"):
+        quiet(config, PlantedStream(spoil=3), folder=tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        assert kept.steps == [8]
+    sae = quiet(config, PlantedStream(), folder=tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sae.params))
+    with pytest.raises(InputError, match="of rows that are finite.*Lower the learning rate"):
+        quiet(dataclasses.replace(config, learning_rate=1e30), PlantedStream())
+
+
+def test_dead_latents_are_resampled():
+    architecture = ReLU(l1_coefficient=0.1, unit_norm=True, bias="mean")
+    program = make_program([make_run(architecture, resample_steps=2, dead_after=100)])
+    x = next(PlantedStream())["x"]
+    state, _ = program.step(program.first(x, x), x, x)
+    dead = np.arange(32) % 4 == 0
+    state = dataclasses.replace(state, idle=jnp.where(dead, 150, 50))
+    before = jax.tree.map(np.array, state)
+    after = program.resample(state, x, x)
+    for name in ("W_enc", "W_dec", "b_enc"):
+        for old, new in ((before.params, after.params), (before.optimizer.mu, after.optimizer.mu)):
+            check_same(new[name][~dead], old[name][~dead])
+        assert (np.asarray(after.optimizer.mu[name])[dead] == 0).all() and (before.optimizer.mu[name][dead] != 0).any()
+    rows = np.asarray(x) - np.asarray(after.params["b_dec"])
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    new = {name: np.asarray(after.params[name])[dead] for name in ("W_enc", "W_dec", "b_enc")}
+    np.testing.assert_allclose((new["W_dec"] @ rows.T).max(axis=1), 1.0, rtol=1e-5)
+    length = 0.2 * np.linalg.norm(before.params["W_enc"][~dead], axis=1).mean()
+    np.testing.assert_allclose(new["W_enc"], length * new["W_dec"], rtol=1e-4)
+    assert (new["b_enc"] == 0).all()
+    check_same(after.idle, np.where(dead, 0, 50))
+    quiet(make_run(architecture, resample_steps=2, dead_after=100), PlantedStream())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(sae=dict(site="y")), r"'y', 16 wide, is not in it; it has 'x' \(16 wide\)"),
+        (dict(accumulation=3), r"batch_size=64 cannot be cut into 3 equal parts"),
+    ],
+)
+def test_a_stream_that_does_not_fit(changes, message):
+    with pytest.raises(InputError, match=message):
+        quiet(make_run(**changes), PlantedStream())
+
+
+def test_a_mesh_that_does_not_divide():
+    config = dataclasses.replace(make_run(), sae=SAEConfig(architecture=TopK(k=3), d_in=16, n_latents=30))
+    with pytest.raises(InputError, match=r"n_latents=30 is not a multiple of dict=4"):
+        quiet(config, PlantedStream(), mesh=make_mesh(data=2, dict=4))
+    with pytest.raises(InputError, match=r"Legal are the axes `data`"):
+        quiet(make_run(), PlantedStream(), mesh=make_mesh(cells=8))
+    with pytest.raises(InputError, match=r"batch_size=60 cannot be cut into 8"):
+        quiet(make_run(), PlantedStream(batch_size=60), mesh=make_mesh(data=8))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SAEConfig(architecture=TopK(k=9), d_in=4, n_latents=8),
+            "k=9 of n_latents=8: a whole number from 1 to 8",
+        ),
+        (lambda: SAEConfig(architecture=TopK(k=2, multi_k=2), d_in=4, n_latents=8), "multi_k=2 is not above k=2"),
+        (lambda: SAEConfig(architecture=ReLU(l1_coefficient=-1.0), d_in=4, n_latents=8), "l1_coefficient=-1.0"),
+        (lambda: SAEConfig(architecture=ReLU(), d_in=4, n_latents=8, d_out=5), "there is no target"),
+        (lambda: make_run(steps=0), "steps=0: a whole number of at least 1"),
+        (lambda: make_run(warmup_steps=9, decay_steps=9), "do not fit into steps=12"),
+        (lambda: make_run(resample_steps=5), "only ReLU"),
+    ],
+)
+def test_configs_that_cannot_be(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_metrics_whose_last_line_was_cut(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+    assert read_metrics(file) == [{"step": 1}]
