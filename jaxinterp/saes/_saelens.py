@@ -74,7 +74,7 @@ HARMLESS = frozenset(
     expansion_factor b_dec_init_method use_ghost_grads feature_sampling_method resample_batches feature_reinit_scale
     dead_feature_estimation_method tokens_per_buffer normalize_sae_decoder noise_scale mse_loss_normalization
     scale_sparsity_penalty_by_decoder_norm decoder_orthogonal_init decoder_heuristic_init decoder_heuristic_init_norm
-    init_encoder_as_decoder_transpose activation_fn_kwargs
+    init_encoder_as_decoder_transpose activation_fn_kwargs finetuning_tokens finetuning_method
     """.split()
 )
 """Fields that do not change what a trained dictionary computes. In order: what the file is; the model and its text; how a run
@@ -100,7 +100,7 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
     widths = v.get("matryoshka_widths", [])
     if name in ("batchtopk", "matryoshka_batchtopk") and isinstance(v["k"], float) and not v["k"].is_integer():
         faults.append(f"k = {v['k']}: a mean number of active latents that is not whole is not implemented")
-    if widths is not REQUIRED and any(not isinstance(width, int) for width in widths):
+    if isinstance(widths, list) and any(not isinstance(width, int) for width in widths):
         faults.append(f"matryoshka_widths = {widths!r} are not whole numbers")
     notes = {**raw, **(v["metadata"] if isinstance(v["metadata"], dict) else {})}
 
@@ -119,7 +119,8 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
 def _is_version_6(raw: dict[str, Any]) -> bool:
     metadata = raw.get("metadata")
     version = raw.get("sae_lens_version") or (metadata.get("sae_lens_version") if isinstance(metadata, dict) else None)
-    return str(version or "0").split(".")[0].isdigit() and int(str(version or "0").split(".")[0]) >= 6
+    major = str(version).split(".")[0]
+    return major.isdigit() and int(major) >= 6
 
 
 def _modern(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -139,7 +140,12 @@ def _modern(raw: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         new["normalize_activations"] = "expected_average_only_in" if normalize else "none"
     if new.get("k") is REQUIRED:
         del new["k"]
-    for note in ("l1_coefficient", "lp_norm"):  # of a loss that may have been another
+    for note in (
+        "l1_coefficient",
+        "lp_norm",
+        "jumprelu_init_threshold",
+        "jumprelu_bandwidth",
+    ):  # of any kind, and another loss
         new.pop(note, None)
     return new, faults
 

@@ -179,7 +179,8 @@ CASES = {
     "saelens 5 topk": Case(
         "saelens",
         {"cfg.json": {**BASE, "metadata": {}, "hook_name": "blocks.3.attn.hook_z", "activation_fn_str": "topk",
-                      "activation_fn_kwargs": {"k": 4}, "hook_layer": 3, "normalize_activations": "none"}},
+                      "activation_fn_kwargs": {"k": 4}, "hook_layer": 3,
+                      "jumprelu_bandwidth": 0.001, "lp_norm": 0.5, "finetuning_method": None, "normalize_activations": "none"}},
         LENS, lens(lambda z: topk(z, 4)), "attn.z.3",
     ),
     "saelens one head": saelens(
