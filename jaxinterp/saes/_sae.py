@@ -9,10 +9,16 @@ import jax.numpy as jnp
 
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
-from jaxinterp._typing import Array, Float, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
+<<<<<<< HEAD
 from jaxinterp.saes._config import SAEConfig, split_site
 from jaxinterp.saes._normalize import measured_scale, normalized, restored
+=======
+from jaxinterp.saes._config import SAEConfig
+from jaxinterp.saes._normalize import PER_ROW, measured_scale, normalized, restored
+from jaxinterp.saes._source import Source
+>>>>>>> files
 from jaxinterp.saes._sparse import SparseLatents
 
 
@@ -45,14 +51,18 @@ class SAE:
     Its methods are pure functions of the pytree, so they go under jit, vmap, grad and a mesh.
 
     Attributes:
-        params: W_enc [N, D], W_dec [N, D_out], b_dec [D_out], and what its architecture has besides (b_enc [N], ...).
+        params: W_enc [N, D], W_dec [N, D_out], b_dec [D_out], and what its architecture has besides (b_enc [N], ...). What is
+            kept in bfloat16 or float16 is computed with in float32 (`SAEConfig.compute_dtype` has its say on large products).
         scales: scalars, "input" and "target": what rows are multiplied by first (`SAEConfig.normalize`).
         config: its config.
+        source: what the file that it was loaded from says beside all this (`saes.load`), for `saes.save`; None of one made here.
+            Dictionaries of different sources are pytrees of different structure: set it to None to stack them.
     """
 
     params: Any
     scales: Any
     config: SAEConfig = static()
+    source: Source | None = static(default=None)
 
     def encode(self, x: Float[Array, "... D"]) -> Float[Array, "... N"]:
         """The activation of each latent, float32.
@@ -71,7 +81,7 @@ class SAE:
         """
         self._check(x)
         rows = normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
-        return self.config.architecture.encode(self.params, rows, self.config)
+        return self.config.architecture.encode(self._float32(), rows, self.config)
 
     def decode(
         self, latents: Float[Array, "... N"] | SparseLatents, x: Float[Array, "... D"] | None = None
@@ -80,12 +90,12 @@ class SAE:
 
         Args:
             latents: as `encode` or `encode_active` gives them, also changed.
-            x: what they were encoded from; needed by normalize="layer_norm" and by a skip transcoder alone.
+            x: what they were encoded from; needed where each row is normalized by itself, and by a skip transcoder.
 
         Raises:
             InputError: x is needed and not there.
         """
-        if x is None and (self.config.normalize == "layer_norm" or self.config.skip):
+        if x is None and (self.config.normalize in PER_ROW or self.config.skip):
             raise InputError(
                 f"This dictionary (normalize={self.config.normalize!r}, skip={self.config.skip}) decodes latents together with "
                 f"what they were encoded from: decode(latents, x)."
@@ -95,7 +105,7 @@ class SAE:
         )
         codes = latents if isinstance(latents, SparseLatents) else latents.reshape(-1, self.config.n_latents)
         rows = None if x is None else normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
-        out = _linear.decode(self.config.architecture.decoder(self.params), codes, rows, self.config)
+        out = _linear.decode(self.config.architecture.decoder(self._float32()), codes, rows, self.config)
         kept = jnp.ones((1, 1), jnp.float32) if x is None else self._rows(x)
         out = restored(out, normalized(kept, self.scales["target"], self.config.normalize)[1])
         return out.reshape(*shape[:-1], self.config.width_out)
@@ -104,6 +114,9 @@ class SAE:
         """Encodes and decodes."""
         latents = self.encode_active(x)
         return self.decode(latents, x)
+
+    def _float32(self) -> Params:
+        return {name: leaf.astype(jnp.float32) for name, leaf in self.params.items()}
 
     def _rows(self, x: Array) -> Array:
         return x.reshape(-1, self.config.d_in)

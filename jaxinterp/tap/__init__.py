@@ -1,5 +1,6 @@
 """Named intervention points: a model calls `tap(name, value)`, and handlers look at the value or change it."""
 
+from jaxinterp.tap._aliases import hook_of_site, site_of_hook
 from jaxinterp.tap._edit import edit, mean, place, project_onto, project_out, scale, zero
 from jaxinterp.tap._patch import add, patch
 from jaxinterp.tap._read import Statistics, capture, perturb, statistics
@@ -19,6 +20,7 @@ __all__ = [
     "add",
     "capture",
     "edit",
+    "hook_of_site",
     "make_where",
     "mean",
     "patch",
@@ -30,6 +32,7 @@ __all__ = [
     "run",
     "scale",
     "select",
+    "site_of_hook",
     "sites",
     "statistics",
     "take_rows",
