@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
-from jaxinterp._typing import Array, PRNGKeyArray
+from jaxinterp._typing import Array, ArrayLike, PRNGKeyArray
+from jaxinterp.activations._description import as_text, differences
 from jaxinterp.activations._mesh import check_mesh, mesh_of
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.store import StoreMismatchError
@@ -54,8 +56,8 @@ class DrawnStream:
         self.served += self.batch_size
         return batch
 
-    def documents(self) -> Array:
-        """The number of each row of the batch served last, int32 [batch_size], cut as the batch is."""
+    def documents(self) -> ArrayLike:
+        """The number of each row of the batch served last, [batch_size], cut as the batch is."""
         if self._last is None:
             raise InputError("no batch was served yet: call next(stream) first.")
         return self._last
@@ -68,14 +70,12 @@ class DrawnStream:
 
     def state(self) -> dict[str, Any]:
         """Where it stands."""
-        return {"key": self._key, "served": self.served, "description": _check(self.description)}
+        return {"key": self._key, "served": self.served, "description": as_text(self.description)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from there: the same batches, bit for bit."""
-        if state["description"] != _check(self.description):
-            raise StoreMismatchError(
-                f"the state is of another stream than this one ({self.description}). Make the stream as it was made then."
-            )
+        if other := differences(json.loads(state["description"]), self.description):
+            raise StoreMismatchError(f"the state is of another stream: {other}. Make the stream as it was made then.")
         self._key, self.served, self._last = state["key"], int(state["served"]), None
 
 
@@ -183,11 +183,10 @@ def from_function(
     cut = NamedSharding(mesh, P(AXIS))
 
     @functools.partial(jax.jit, out_shardings=cut)
-    def rows(key: PRNGKeyArray, served: Array) -> tuple[dict[str, Array], Array]:
-        drawn = sample(jax.random.fold_in(key, served // batch_size), batch_size)
-        return dict(drawn), served + jnp.arange(batch_size, dtype=jnp.int32)
+    def rows(key: PRNGKeyArray, number: Any) -> dict[str, Array]:
+        return dict(sample(jax.random.fold_in(key, number), batch_size))
 
-    draw = lambda key, served: rows(key, jnp.int32(served))
+    draw = lambda key, served: (rows(key, np.uint32(served // batch_size)), np.arange(served, served + batch_size))
     name = f"{getattr(sample, '__module__', '')}.{getattr(sample, '__qualname__', type(sample).__name__)}"
     return DrawnStream(draw, shapes, n, batch_size, key, mesh, {"kind": "function", "function": name, "rows": n})
 
@@ -210,7 +209,3 @@ def _check_sizes(mesh: Mesh, batch_size: int, n: int | None) -> None:
         raise InputError(
             f"There are {n} rows, fewer than one batch of {batch_size}: give more, or a smaller batch_size."
         )
-
-
-def _check(description: Mapping[str, Any]) -> int:
-    return zlib.crc32(repr(sorted(description.items())).encode())

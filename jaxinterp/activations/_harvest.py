@@ -21,20 +21,9 @@ from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TokenEr
 from jaxinterp._typing import Array, Params
 from jaxinterp.activations._packing import TokenBatch
 from jaxinterp.activations._pool import AXIS
+from jaxinterp.activations._source import Chunk
 from jaxinterp.models import Model
 from jaxinterp.tap import SiteTable, capture, run, sites
-
-
-class Chunk(NamedTuple):
-    """What a source read on the host, for the devices of this process.
-
-    Attributes:
-        arrays: what `compute` needs.
-        is_kept: bool [devices along `data` of this process, R].
-    """
-
-    arrays: Any
-    is_kept: np.ndarray
 
 
 class Target(NamedTuple):
@@ -70,15 +59,13 @@ class Harvest:
             )
         self.model, self.tokens, self.mesh = model, tokens, mesh
         self.params = _on_mesh(params, mesh)
-        example = [jax.ShapeDtypeStruct((1, tokens.n_ctx), jnp.int32)]
-        table = sites(model.forward, params, *example)
+        table = sites(model.forward, params, jax.ShapeDtypeStruct((1, tokens.n_ctx), jnp.int32))
         self.targets = tuple(_target(entry, table) for entry in _listed(wanted))
-        early = {row.name for row in sites(model.residual, params, *example)}
-        layers = [-1 if target.layer is None else target.layer for target in self.targets]
-        self.stop = max(layers) + 1 if {target.site for target in self.targets} <= early else None
+        self.stop = _last_block(self.targets, table)
         shapes = {target.key: table[target.site] for target in self.targets}
         self.widths = {key: int(np.prod(shape.shape[2:])) for key, shape in shapes.items()}
-        self.dtype = jnp.result_type(*{jnp.dtype(shape.dtype) for shape in shapes.values()})
+        with jax.numpy_dtype_promotion("standard"):  # norms' scales are float32 in any model
+            self.dtype = jnp.result_type(*(shape.dtype for shape in shapes.values()))
         self.rows = tokens.batch_size // parts * tokens.n_ctx
         self._plan = (self.targets, self.stop, tokens.packed, _spread(self.params, mesh, tokens.batch_size))
         self._skip_ids = np.asarray(skip["tokens"], np.int32)
@@ -147,6 +134,16 @@ def _harvest(
         value = value if target.layer is None else value[sorted(layers[target.site]).index(target.layer)]
         rows[target.key] = value.reshape(value.shape[0] * value.shape[1], -1)
     return lax.with_sharding_constraint((rows, documents.reshape(-1)), NamedSharding(mesh, P(AXIS)))
+
+
+def _last_block(targets: Sequence[Target], table: SiteTable) -> int | None:
+    """How many blocks have to run; None: all, and what is behind them."""
+    rows = list(table)  # in the order of visits
+    first = next((i for i, row in enumerate(rows) if row.n_layers is not None), len(rows))
+    behind = {row.name for row in rows[first:] if row.n_layers is None}
+    if behind & {target.site for target in targets}:
+        return None
+    return max(-1 if target.layer is None else target.layer for target in targets) + 1
 
 
 def _spread(params: Params, mesh: Mesh, batch_size: int) -> P:

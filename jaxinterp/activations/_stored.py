@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from jaxinterp._errors import InputError, WeightsError, closest
 from jaxinterp._typing import Array, PRNGKeyArray
-from jaxinterp.activations._harvest import Chunk
 from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.activations._shards import DOCUMENTS, open_shards, read_manifest
+from jaxinterp.activations._source import Chunk
 from jaxinterp.activations._stream import ActivationStream
 
 BLOCK = 1024
@@ -57,6 +57,16 @@ def stored_activations(
         MissingFileError, WeightsError: no such folder; shards that are missing, truncated or of another run (all files are
             named); writing it was not finished.
         InputError: a site that is not there; sizes that do not fit.
+
+    Example:
+        >>> import tempfile
+        >>> from jaxinterp.activations import from_arrays, write_activations
+        >>> rows = {"x": np.eye(6, dtype=np.float32)}
+        >>> stream = from_arrays(rows, batch_size=3, key=jax.random.key(0), epochs=1)
+        >>> folder = write_activations(stream, Path(tempfile.mkdtemp()) / "x")
+        >>> stream = stored_activations(folder, batch_size=3, key=jax.random.key(1))
+        >>> sum(float(batch["x"].sum()) for batch in stream)
+        6.0
     """
     folder = Path(folder).expanduser().absolute()
     manifest = read_manifest(folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,27 +17,16 @@ from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
 from jaxinterp._typing import Array, Params, PRNGKeyArray
 from jaxinterp.activations import _pool
-from jaxinterp.activations._harvest import Chunk, Harvest
+from jaxinterp.activations._description import as_text, differences
+from jaxinterp.activations._harvest import Harvest
 from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
+from jaxinterp.activations._source import RowSource
 from jaxinterp.models import Model
 from jaxinterp.store import StoreMismatchError
 
-
-@runtime_checkable
-class RowSource(Protocol):
-    """Where the pool's rows come from: a harvest, or a folder."""
-
-    widths: dict[str, int]
-    dtype: Any
-    rows: int  # of one device along `data` in one chunk, kept or not
-    description: dict[str, Any]
-
-    def read(self) -> Chunk | None: ...  # on the host; None at the end
-    def nothing(self) -> Any: ...  # the arrays of a chunk of which nothing is kept
-    def compute(self, arrays: Any, /) -> tuple[dict[str, Array], Array]: ...  # rows and their documents, on the mesh
-    def state(self) -> Any: ...  # for JSON
-    def restore(self, state: Any) -> None: ...
+PATIENCE = 64
+"""Passes in a row that may give nothing before that is an error."""
 
 
 class ActivationStream:
@@ -157,7 +146,7 @@ class ActivationStream:
         if size < least:
             raise InputError(
                 f"buffer_size={asked}: up to {n * rows} rows are read at a time, of which the pool must hold twice as many, or "
-                f"as many and a batch of {batch_size}. Give {least} or more, or read fewer tokens at a time."
+                f"as many and a batch of {batch_size}. Give {least} or more, or read less at a time."
             )
         self._source, self.mesh, self._timed = source, mesh, timed
         self.widths, self.dtype = dict(source.widths), jnp.dtype(source.dtype if dtype is None else dtype)
@@ -165,7 +154,8 @@ class ActivationStream:
             raise InputError(f"dtype={self.dtype}: activations are kept as floating-point numbers.")
         self.batch_size, self._room = batch_size, size // n
         self.description = source.description | {
-            "dtype": str(self.dtype), "batch_size": batch_size, "buffer_size": size,
+            "dtype": str(self.dtype), "batch_size": batch_size, "buffer_size": size, "devices": n,
+            "processes": jax.process_count(),
         }  # fmt: skip
         self.timings = {"read": 0.0, "harvest": 0.0, "shuffle": 0.0}
         self._values, self._documents = _pool.empty(self.widths, self.dtype, size, mesh)
@@ -219,30 +209,22 @@ class ActivationStream:
         It holds a copy of the pool.
         """
         return {
-            "values": jax.tree.map(jnp.copy, self._values), "documents": jnp.copy(self._documents), "counts": self._counts,
+            "values": jax.tree.map(jnp.copy, self._values), "documents": jnp.copy(self._documents), "counts": self._counts.copy(),
             "key": self._key, "refills": self._refills, "level": self._level, "ended": self._ended, "served": self.served,
-            "source": json.dumps(meshes.from_all(json.dumps(self._source.state()))),
+            "description": as_text(self.description), "source": json.dumps(meshes.from_all(json.dumps(self._source.state()))),
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state()` of a stream made in the same way on a mesh of the same size: the same batches, bit for bit."""
-        shapes = lambda values, documents: (
-            {name: (x.shape, str(x.dtype)) for name, x in values.items()} | {"": documents.shape}
-        )
-        own, given = shapes(self._values, self._documents), shapes(state["values"], state["documents"])
-        places = json.loads(state["source"])
-        if own != given or self._counts.shape != state["counts"].shape or len(places) != jax.process_count():
-            raise StoreMismatchError(
-                f"the state is of a stream with the pool {given} on {len(state['counts'])} devices and {len(places)} processes; "
-                f"this one has {own} on {len(self._counts)} and {jax.process_count()}. Make the stream as it was made then."
-            )
+        if other := differences(json.loads(state["description"]), self.description):
+            raise StoreMismatchError(f"the state is of another stream: {other}. Make the stream as it was made then.")
         cut = NamedSharding(self.mesh, P(AXIS))
         held = (dict(state["values"]), state["documents"])
         self._values, self._documents = jax.tree.map(lambda x: jnp.copy(jax.device_put(x, cut)), held)
         self._counts, self._key = np.asarray(state["counts"], np.int32), state["key"]
         self._refills, self._level, self._ended = int(state["refills"]), int(state["level"]), bool(state["ended"])
         self.served, self._last, self._broken, self._faults = int(state["served"]), None, "", self._no_faults()
-        self._source.restore(json.loads(places[jax.process_index()]))
+        self._source.restore(json.loads(json.loads(state["source"])[jax.process_index()]))
 
     def _no_faults(self) -> Array:
         faults = np.full((self.mesh.shape[AXIS], len(self.widths)), _pool.FINE, np.int32)
@@ -250,13 +232,14 @@ class ActivationStream:
 
     def _refill(self) -> None:
         """Reads until the pool is full or the source ends, and shuffles."""
-        before = int(self._counts.sum())
+        before, idle = int(self._counts.sum()), 0
         while not self._ended and (room := (self._room - int(self._counts.max())) // self._source.rows):
             held = int(self._counts.sum())
             self._append(room)
-            if not self._ended and int(self._counts.sum()) == held:
+            idle = idle + room if int(self._counts.sum()) == held else 0
+            if idle >= PATIENCE and not self._ended:
                 raise InputError(
-                    f"{room} passes of the model gave no row: exclude and exclude_positions leave nothing of these tokens."
+                    f"{idle} passes of the model gave no row: exclude and exclude_positions leave nothing of these tokens."
                 )
         start = time.perf_counter()
         key = jax.random.fold_in(self._key, self._refills)
@@ -298,12 +281,10 @@ class ActivationStream:
     def _agree(self, kept: np.ndarray) -> None:
         """How many rows each device of each process holds now, and whether all sources have ended."""
         mine = json.dumps([self._here, kept.tolist(), self._ended])
-        all_ended = True
-        for text in meshes.from_all(mine):
-            parts, counts, ended = json.loads(text)
+        told = [json.loads(text) for text in meshes.from_all(mine)]
+        self._counts, self._ended = self._counts.copy(), all(ended for _, _, ended in told)
+        for parts, counts, _ in told:
             self._counts[parts] = counts
-            all_ended &= ended
-        self._ended = all_ended
 
     def _check_finite(self) -> None:
         """The one place where the host waits for what the devices computed."""

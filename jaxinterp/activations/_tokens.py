@@ -44,7 +44,7 @@ class Tokens:
     """
 
     def __init__(self, pieces: _Pieces, how: Mapping[str, Any], special_ids: tuple[int, ...], about: dict[str, Any]):
-        self._pieces, self._how = pieces, how
+        self._pieces = pieces
         self.batch_size: int = how["batch_size"]
         self.n_ctx, self.packed, self.shard = pieces.n_ctx, bool(how["pack"]), tuple(how["shard"])
         self.special_ids, self.description = special_ids, about
@@ -68,7 +68,8 @@ class Tokens:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from `state()` of a reader made in the same way: the following batches are the same."""
         self._reader.set_state(state["reader"])
-        self._waiting = [self._pieces[document][number] for document, number in state["waiting"]]
+        again = {document: self._pieces[document] for document, _ in state["waiting"]}
+        self._waiting = [again[document][number] for document, number in state["waiting"]]
 
 
 def read_tokens(

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, JaxinterpError, SaveError
+from jaxinterp.activations._description import differences
 from jaxinterp.activations._shards import DOCUMENTS, FORMAT, MANIFEST, read_manifest, write_array, write_manifest
 from jaxinterp.store import StoreMismatchError, load_tree, save_tree
 
@@ -91,11 +92,9 @@ def _begin(folder: Path, stream: Any, asked: dict[str, Any]) -> dict[str, Any]:
         write_manifest(folder, manifest)
         return manifest
     manifest = read_manifest(folder)
-    other = [name for name in asked if manifest.get(name) != asked[name]]
-    if other:
-        shown = "; ".join(f"{name}: there {manifest.get(name)}, asked for {asked[name]}" for name in other)
+    if other := differences({name: manifest.get(name) for name in asked}, asked):
         raise StoreMismatchError(
-            f"{folder} holds other activations ({shown:.2000}). Nothing was changed. Choose another folder."
+            f"{folder} holds other activations: {other}. Nothing was changed. Choose another folder."
         )
     return manifest
 

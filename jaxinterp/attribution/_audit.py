@@ -123,7 +123,7 @@ def make_audit(
     columns = {a: scores[a].values[grid[ids, i]] for i, a in enumerate(axes)}
     cells = [{a: column[i].item() for a, column in columns.items()} for i in range(len(ids))]
     effect = exact(site, cells)
-    metric = max(abs(float(scores["base"])), abs(float(scores["source"])))
+    metric = max(abs(float(scores["base"])), abs(float(scores.get("source", scores["base"]))))
     numbers = agreement(score[ids], effect, metric)
     table = xr.Dataset(
         {

@@ -19,7 +19,7 @@ def products(
     model: Any,
     params: Params,
     base: Array,
-    source: Array,
+    source: Array | None,
     mask: Array | None,
     readings: dict[str, Any],
     letters: tuple[tuple[str, str], ...],
@@ -28,7 +28,8 @@ def products(
 ) -> tuple[Array, dict[str, Array]]:
     """The metric of both runs [2, B], and by site (a_source - a_base) dm/da [B, ...], summed over the axes that are not kept.
 
-    `readings` and `narrow` say what is read, see `patching.measure`.
+    Without a source a_source is 0, and the metric that of one run [1, B]. `readings` and `narrow` say what is read, see
+    `patching.measure`.
     """
     extra = {} if mask is None or not isinstance(model, Model) else {"mask": mask}
     forward = model.forward if isinstance(model, Model) else model
@@ -37,8 +38,9 @@ def products(
         _measure, model, params, mask, readings, narrow, any(_is_behind(name) for name, _ in letters)
     )
     both = jax.vmap(lambda tokens: (look(params, tokens, **extra)[1], measure(tokens)))
-    acts, values = both(jnp.stack([base, source]))
-    here, there = ({name: x[i] for name, x in acts.items()} for i in (0, 1))
+    acts, values = both(jnp.stack([base] if source is None else [base, source]))
+    here = {name: x[0] for name, x in acts.items()}
+    there = {name: jnp.zeros_like(x[0]) if source is None else x[1] for name, x in acts.items()}
     # Prompts do not see one another, so the gradient of the sum holds each prompt's own. At padding, which nobody reads, it is 0.
     value, pull = jax.vjp(lambda deltas: measure(base, perturb(deltas)), jax.tree.map(jnp.zeros_like, here))
     (gradient,) = pull(jnp.ones_like(value))
@@ -48,7 +50,7 @@ def products(
             jnp.float32
         )
         out[name] = jnp.einsum(f"{axes}->{keeps}", product, precision="highest")
-    return jnp.stack([value, values[1]]), out
+    return jnp.concatenate([value[None], values[1:]]), out
 
 
 def _is_behind(name: str) -> bool:

@@ -19,7 +19,7 @@ from jaxinterp.attribution._cells import axes_for, check_single, gather
 from jaxinterp.attribution._products import products
 from jaxinterp.attribution._saturation import has_scores, saturation, warn_if_saturated
 from jaxinterp.models import Model
-from jaxinterp.tap import SiteShape, SiteTable, sites
+from jaxinterp.tap import SiteShape, SiteTable, sites, zero
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -63,7 +63,7 @@ def attribution_patching(
     params: Params,
     *,
     base: Any,
-    source: Any,
+    source: Any = None,
     metric: Any,
     sites: str | Sequence[str] = ("resid_pre", "attn.z", "mlp.out"),
     over: Any = None,
@@ -88,7 +88,8 @@ def attribution_patching(
         model: a `Model`, or a function `(params, tokens, *, tap) -> logits [B, T, V]`.
         params: its parameters.
         base: prompts, int32 [B, T].
-        source: the prompts that values would be patched from, aligned with `base`.
+        source: the prompts that values would be patched from, aligned with `base`. None: the effect of setting a value to zero
+            is estimated, -a . dm/da, as for the latents of a dictionary (`saes.Spliced`).
         metric: what to measure; one, since a backward pass is for one number.
         sites: one or several (`jaxinterp.sites` lists them), on-demand ones too; results are under our names.
         over: the axes, as in `sweep`. A site has those of them that it has; the score of an axis that is left out is the sum
@@ -138,18 +139,20 @@ def attribution_patching(
     names = [_own_name(table, name) for name in names]
     shapes = {name: _differentiable(table, name) for name in names}
     axes = axes_for(shapes, DEFAULT_OVER if over is None else over, chosen=over is not None)
-    how = dict(base=base, source=source, mask=mask, metric=metric, roles=roles)
+    op = {"op": zero} if source is None else {}
+    how = dict(base=base, source=source, mask=mask, metric=metric, roles=roles, **op)
     todo = {name: patching.prepare(model, params, site=name, over=axes[name], **how) for name in names}
     for name in names if audit else ():
         check_single(todo[name].cells, audit)
     values, found = _run(model, params, todo, shapes, axes)
+    ends: dict[str, Any] = dict(base=values[:1], source=None if source is None else values[1:])
+    about: dict[str, Any] = dict(op="attribution patching", keep=keep, tokenizer=tokenizer, provenance=provenance)
     scores = {
         name: patching.named_result(
-            todo[name], gather(found[name], todo[name])[:, None], base=values[:1], source=values[1:], site=name,
-            op="attribution patching", over=axes[name], keep=keep, tokenizer=tokenizer, provenance=provenance,
+            todo[name], gather(found[name], todo[name])[:, None], site=name, over=axes[name], **ends, **about
         ).rename({"effect": "score", **({"effect_by_prompt": "score_by_prompt"} if "prompts" in keep else {})})
         for name in names
-    }  # fmt: skip
+    }
     sharp = None
     if has_scores(table):
         sharp = saturation(model, params, todo[names[0]].base, mask=todo[names[0]].mask)
@@ -179,9 +182,8 @@ def _run(
     shapes: Mapping[str, SiteShape],
     axes: Mapping[str, Mapping[str, Any]],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The metric of base and source [2, B], and the products of each site along its axes."""
+    """The metric of base and, if there is one, source [1 or 2, B], and the products of each site along its axes."""
     first, *_ = todo.values()
-    assert first.source is not None
     # The job that reads all tokens, if some site needs them (the logits themselves).
     job = min((one.jobs[0] for one in todo.values()), key=lambda job: job.is_narrow)
     letters = tuple((name, ("L" if shape.n_layers is not None else "") + shape.axes) for name, shape in shapes.items())
@@ -189,10 +191,18 @@ def _run(
         (name, "B" + "".join(str(patching.axis_letter(axis, shapes[name])) for axis in axes[name])) for name in todo
     )
     found = products(
-        model, params, job.tokens, first.source.tokens, job.mask, job.readings(), letters, kept, job.is_narrow
+        model,
+        params,
+        job.tokens,
+        None if first.source is None else first.source.tokens,
+        job.mask,
+        job.readings(),
+        letters,
+        kept,
+        job.is_narrow,
     )
     values, by_site = jax.tree.map(np.asarray, found)
-    for what, value in zip(("base", "source"), values, strict=True):
+    for what, value in zip(("base", "source"), values, strict=False):
         patching.check_finite(value[None], first.metrics, what)
     return values, by_site
 

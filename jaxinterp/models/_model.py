@@ -29,7 +29,8 @@ class Model:
 
     What sweeps rely on when they skip what an edit cannot reach, and what an own function has to keep: `embed` and `unembed` work
     row by row; a block mixes rows through its keys and values only, honors `prefix` (keys and values of earlier rows) and `read`
-    (the rows whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings.
+    (the rows whose output is wanted, with `tap.narrow(read)` behind), and gives sites of these names these meanings. It is given
+    `segments` only where texts are packed.
 
     Attributes:
         config: the shape and kind.

@@ -10,6 +10,8 @@ from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._controls import random_dictionary, random_weights
 from jaxinterp.saes._described import ARCHITECTURES, config_from, described
 from jaxinterp.saes._evaluate import Evaluation, evaluate
+from jaxinterp.saes._files import load, save
+from jaxinterp.saes._forms import FORMS
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
 from jaxinterp.saes._loss_recovered import LossRecovered, loss_recovered
@@ -17,16 +19,20 @@ from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
 from jaxinterp.saes._predicates import Predicates, TokenCounts, count_tokens, predicates
 from jaxinterp.saes._probes import SparseProbes, sparse_probes
+from jaxinterp.saes._program import Program, make_program
 from jaxinterp.saes._recovery import Recovery, amplitude_ratio, recovery
 from jaxinterp.saes._relu import ReLU
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, init
+from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
+from jaxinterp.saes._splice import Spliced, splice
 from jaxinterp.saes._topk import TopK
 from jaxinterp.saes._train import Stream, train, train_ensemble
 from jaxinterp.saes._train_config import TrainConfig
 
 __all__ = [
     "ARCHITECTURES",
+    "FORMS",
     "SAE",
     "AblationEffects",
     "Absorption",
@@ -41,11 +47,14 @@ __all__ = [
     "Matryoshka",
     "Outcome",
     "Predicates",
+    "Program",
     "ReLU",
     "Recovery",
     "SAEConfig",
+    "Source",
     "SparseLatents",
     "SparseProbes",
+    "Spliced",
     "Stream",
     "TokenCounts",
     "TopK",
@@ -60,13 +69,18 @@ __all__ = [
     "described",
     "encode_active",
     "evaluate",
+    "init",
+    "load",
     "loss_recovered",
+    "make_program",
     "predicates",
     "random_dictionary",
     "random_weights",
     "read_metrics",
     "recovery",
+    "save",
     "sparse_probes",
+    "splice",
     "train",
     "train_ensemble",
 ]

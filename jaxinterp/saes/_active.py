@@ -43,6 +43,8 @@ class AuxK:
         k: dead latents of each row. None: half of the width, rounded to a power of 2.
         coefficient: its weight in the loss.
         error_scale: as that of the loss; with "sum" it counts min(dead latents / k, 1) times, as SAELens has it.
+        rectified: whether dead latents count by the ReLU of their pre-activations, as in the paper. SAELens takes the k largest
+            pre-activations as they are, below 0 too.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), appendix A.2.
     """
@@ -50,6 +52,7 @@ class AuxK:
     k: int | None = None
     coefficient: float = 1 / 32
     error_scale: ErrorScale = "variance"
+    rectified: bool = True
 
     def loss(
         self, params: Params, x: Float[Array, "B D"], before: Array, left: Array, at: Training, norm_scaled: bool
@@ -66,7 +69,7 @@ class AuxK:
         def some(_: None) -> Array:
             ranked = ranking(lax.stop_gradient(params), before, norm_scaled)
             best, indices = candidates(jnp.where(at.dead[None], ranked, -jnp.inf), k)
-            values = active_values(params, x, before, indices, at)
+            values = active_values(params, x, before, indices, at, self.rectified)
             chosen = at.axes.best(best, k) & (best > -jnp.inf)
             guess = written(params, sparse(values, indices, chosen, before.shape[1]), at.config, at.axes)
             error = squared_norm(guess - left, at.axes)
@@ -108,10 +111,13 @@ def ranking(params: Params, before: Float[Array, "B N"], norm_scaled: bool) -> F
     return before * norms(params["W_dec"])[None] if norm_scaled else before
 
 
-def active_values(params: Params, x: Array, before: Array, indices: Int[Array, "B K"], at: Training) -> Array:
-    """The activations of some latents, with their gradient, [B, K]."""
+def active_values(
+    params: Params, x: Array, before: Array, indices: Int[Array, "B K"], at: Training, rectified: bool = True
+) -> Array:
+    """The activations of some latents (or their pre-activations), with their gradient, [B, K]."""
     known = jnp.take_along_axis(before, indices, axis=1)
-    return jnp.maximum(with_gradient(params, x, known, indices, at.config, at.axes), 0.0)
+    values = with_gradient(params, x, known, indices, at.config, at.axes)
+    return jnp.maximum(values, 0.0) if rectified else values
 
 
 def sparse(values: Array, indices: Array, chosen: Array, n_latents: int) -> SparseLatents:

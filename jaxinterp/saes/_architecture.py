@@ -56,7 +56,8 @@ class Architecture(Protocol):
     """A kind of dictionary: a frozen dataclass of its settings, whose methods are pure functions.
 
     Rows are normalized already (`SAEConfig.normalize`), [B, D]; parameters are a dictionary of arrays, those of each latent with
-    a leading N axis. Inside `shard_map` all are this shard's part.
+    a leading N axis. Inside `shard_map` all are this shard's part; a loss is the same on all shards, its gradient that of a
+    shard's rows.
     """
 
     name: ClassVar[str]

@@ -44,7 +44,7 @@ class Axes:
         return 0 if self.dict is None else lax.axis_index(self.dict) * n_local
 
     def local(self, tree: PyTree) -> PyTree:
-        """Parameters as each shard of the batch has them, so that their gradient is summed over those shards once, at the end."""
+        """Parameters as each shard of the batch has them: their gradient is that of its rows, for `rows` to sum."""
         return tree if self.data is None else jax.tree.map(lambda leaf: _vary(leaf, self.data), tree)
 
     def spread(self, x: Array) -> Array:

@@ -111,7 +111,7 @@ def faults_of_batch(architecture: Any, config: SAEConfig) -> list[str]:
 def encode_by_threshold(architecture: Any, params: Params, x: Array, config: SAEConfig) -> Float[Array, "B N"]:
     """Pre-activations above one threshold for all latents; before training all positive ones."""
     ranked = ranking(params, _linear.preactivations(params, x, config), architecture.norm_scaled)
-    return jnp.where(ranked > params["threshold"], ranked, 0.0)
+    return jnp.where(ranked > jnp.maximum(params["threshold"], 0.0), ranked, 0.0)  # some files have -1 before training
 
 
 def constrain_batch(architecture: Any, params: Params, outcome: Outcome) -> Params:
@@ -120,23 +120,28 @@ def constrain_batch(architecture: Any, params: Params, outcome: Outcome) -> Para
     newest = jnp.where(
         jnp.isfinite(outcome.smallest), outcome.smallest, old
     )  # a batch without any activation tells nothing
-    params = {**params, "threshold": jnp.where(old == 0, newest, (1 - rate) * old + rate * newest)}
+    params = {**params, "threshold": jnp.where(old <= 0, newest, (1 - rate) * old + rate * newest)}
     return _linear.with_unit_rows(params) if architecture.unit_norm else params
 
 
 def loss_of_batch(
-    architecture: Any, params: Params, x: Array, target: Array, at: Training, widths: tuple[int, ...]
+    architecture: Any,
+    params: Params,
+    x: Array,
+    target: Array,
+    at: Training,
+    widths: tuple[int, ...],
+    combine: str = "mean",
 ) -> tuple[Float[Array, ""], Outcome]:
-    """The mean over `widths` of the squared error by the chosen ones among the first so many latents; and AuxK."""
-    params = at.axes.local(params)
+    """The mean (or sum) over `widths` of the squared error by the chosen ones among the first so many latents; and AuxK."""
     before = lax.stop_gradient(_linear.preactivations(params, x, at.config, at.axes))
     ranked = ranking(lax.stop_gradient(params), before, architecture.norm_scaled)
     seen = _written(architecture, params, x, before, ranked, at, widths)
     rest = target - _linear.without_latents(params, x, at.config)
     lefts = rest[None] - jnp.cumsum(seen["written"], axis=0)
     errors = [_linear.squared_norm(left, at.axes) for left in lefts]
-    mean = sum(errors, jnp.zeros_like(errors[0])) / len(errors)
-    terms = {"error": scaled(mean, target, architecture.error_scale, at)}
+    whole = sum(errors, jnp.zeros_like(errors[0])) / (len(errors) if combine == "mean" else 1)
+    terms = {"error": scaled(whole, target, architecture.error_scale, at)}
     if architecture.auxiliary is not None:
         terms["auxiliary"] = architecture.auxiliary.loss(params, x, before, lefts[-1], at, architecture.norm_scaled)
     outcome = Outcome(
@@ -146,7 +151,7 @@ def loss_of_batch(
         fvu=errors[-1] / _linear.variance(target, at.axes),
         smallest=at.axes.least(seen["smallest"]),
     )
-    return sum(terms.values(), jnp.zeros_like(mean)), outcome
+    return sum(terms.values(), jnp.zeros_like(whole)), outcome
 
 
 def kth_largest(values: Float[Array, "B K"], k: Int[Array, ""], axes: Axes) -> Float[Array, ""]:

@@ -7,8 +7,9 @@ from typing import Literal, get_args
 
 from jaxinterp._errors import ConfigError
 from jaxinterp.saes._architecture import Architecture
+from jaxinterp.saes._normalize import PER_ROW
 
-Normalize = Literal["none", "sqrt_d", "unit", "layer_norm"]
+Normalize = Literal["none", "sqrt_d", "unit", "layer_norm", "row_sqrt_d"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,8 @@ class SAEConfig:
         subtract_decoder_bias: whether the encoder reads x - b_dec. None: where input and target are the same.
         normalize: what rows are divided by before the encoder, and the reconstruction multiplied by: "none"; "sqrt_d", so that
             the mean norm is the square root of the width; "unit", so that the mean squared norm is 1; "layer_norm", each row's
-            mean is subtracted as well and its standard deviation divided by. The first two are constants, measured once.
+            mean is subtracted as well and its (unbiased) standard deviation divided by; "row_sqrt_d", so that each row's norm is
+            the square root of the width. The first two are constants, measured once.
         compute_dtype: of the large products: "float32" or "bfloat16". Parameters are float32 in training.
     """
 
@@ -60,9 +62,9 @@ class SAEConfig:
             faults.append("skip=True without a target: the skip would copy the input. Name the site of the outputs.")
         if self.target is not None and self.subtract_decoder_bias and self.d_out not in (None, self.d_in):
             faults.append("subtract_decoder_bias=True, but the decoder's bias has the width of the outputs.")
-        if self.target is not None and self.normalize == "layer_norm":
+        if self.target is not None and self.normalize in PER_ROW:
             faults.append(
-                "normalize='layer_norm' of a transcoder: a row of outputs has no mean and deviation before it is known."
+                f"normalize={self.normalize!r} of a transcoder: a row of outputs is not measured before it is known."
             )
         if not faults:
             faults = self.architecture.faults(self)
@@ -83,3 +85,14 @@ class SAEConfig:
     def centers(self) -> bool:
         """Whether the encoder reads x - b_dec."""
         return self.target is None if self.subtract_decoder_bias is None else self.subtract_decoder_bias
+
+
+def split_site(key: str) -> tuple[str, int | None]:
+    """The name and the layer of a site as streams name it.
+
+    Example:
+        >>> split_site("mlp.out.3"), split_site("embed")
+        (('mlp.out', 3), ('embed', None))
+    """
+    name, _, last = key.rpartition(".")
+    return (name, int(last)) if name and last.isdigit() else (key, None)

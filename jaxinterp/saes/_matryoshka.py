@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -27,14 +27,15 @@ class Matryoshka:
 
     Attributes:
         widths: how many of the first latents reconstruct together, rising; the whole dictionary is added as the last.
-        k, auxiliary, error_scale, unit_norm, norm_scaled, decoder_norm, bias, threshold_rate: as of `BatchTopK`. With
-            error_scale "sum" the errors are still averaged, not summed.
+        combine: whether the loss has the "mean" of the errors, as in the paper, or their "sum", as in SAELens.
+        k, auxiliary, error_scale, unit_norm, norm_scaled, decoder_norm, bias, threshold_rate: as of `BatchTopK`.
 
     Source: Bussmann, Nabeshima, Karvonen and Nanda 2025 (arXiv 2503.17547).
     """
 
     name: ClassVar[str] = "matryoshka"
     widths: tuple[int, ...]
+    combine: Literal["mean", "sum"] = "mean"
     k: int = 32
     auxiliary: AuxK | None = AuxK()
     error_scale: ErrorScale = "variance"
@@ -56,7 +57,7 @@ class Matryoshka:
             return [
                 f"widths={self.widths}: at least one number, rising, above 0 and below n_latents={config.n_latents}."
             ]
-        return faults_of_batch(self, config)
+        return faults_of_batch(self, config) + _linear.faults_of_choices(self, "combine")
 
     def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
         """As of `BatchTopK`."""
@@ -73,8 +74,10 @@ class Matryoshka:
     def loss(
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training
     ) -> tuple[Float[Array, ""], Outcome]:
-        """The mean squared error by the nested parts, and AuxK."""
-        return loss_of_batch(self, params, x, target, at, widths=(*self.widths, at.config.n_latents))
+        """The squared errors by the nested parts, and AuxK."""
+        return loss_of_batch(
+            self, params, x, target, at, widths=(*self.widths, at.config.n_latents), combine=self.combine
+        )
 
     def project(self, gradient: Params, params: Params) -> Params:
         """Without the gradient along the decoder's rows, where their length is 1."""

@@ -117,14 +117,8 @@ class _Bar:
     """A line in the terminal."""
 
     def __init__(self, steps: int, taken: int):
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
 
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"), BarColumn(bar_width=12), TimeRemainingColumn(),

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxinterp._typing import Array, Float
 
 EPS = 1e-5
+PER_ROW = ("layer_norm", "row_sqrt_d")
+"""The kinds that measure each row, so that a reconstruction goes back by the row that it is of."""
 
 
 def measured_scale(rows: Float[Array, "B D"], kind: str) -> Float[Array, ""]:
@@ -28,8 +30,11 @@ def normalized(rows: Float[Array, "B D"], scale: Float[Array, ""], kind: str) ->
     rows = rows.astype(jnp.float32)
     if kind == "layer_norm":
         mean = jnp.mean(rows, axis=1, keepdims=True)
-        deviation = jnp.std(rows, axis=1, keepdims=True)
+        deviation = jnp.std(rows, axis=1, keepdims=True, ddof=1)
         return (rows - mean) / (deviation + EPS), (mean, deviation)
+    if kind == "row_sqrt_d":
+        length = jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-30) / jnp.sqrt(float(rows.shape[1]))
+        return rows / length, (jnp.zeros_like(length), length)
     zero = jnp.zeros((), jnp.float32)
     return (rows, (zero, zero + 1.0)) if kind == "none" else (rows * scale, (zero, 1.0 / scale))
 

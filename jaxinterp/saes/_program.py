@@ -132,8 +132,22 @@ class Program:
         return jnp.stack(keys) if self.layout.stacked else keys[0]
 
 
-def make_program(members: Sequence[TrainConfig], mesh: Mesh | None, *, stacked: bool) -> Program:
-    """Checks that a mesh fits.
+def make_program(members: Sequence[TrainConfig], mesh: Mesh | None = None, *, stacked: bool = False) -> Program:
+    """The functions beneath `train`: for a loop of one's own.
+
+    Args:
+        members: the config, or several with `stacked`.
+        mesh: as of `train`.
+        stacked: whether arrays have a leading axis of members, as in `train_ensemble`.
+
+    Example:
+        >>> from jaxinterp.saes import ReLU, SAEConfig
+        >>> sae = SAEConfig(architecture=ReLU(), d_in=2, n_latents=4)
+        >>> program = make_program([TrainConfig(sae=sae, steps=1, learning_rate=1e-3)])
+        >>> x = jnp.ones((3, 2))
+        >>> state, metrics = program.step(program.first(x, x), x, x)
+        >>> program.dictionaries(state)[0].params["W_enc"].shape
+        (4, 2)
 
     Raises:
         ConfigError: members differ in what one program cannot vary.
@@ -202,5 +216,27 @@ def _resample(config: TrainConfig, layout: Layout) -> Callable[..., TrainState]:
 
 
 def _over_members(fn: Callable[..., Any], layout: Layout, mapped: tuple[bool, ...]) -> Callable[..., Any]:
-    """`fn` for each member, where there are several; `mapped` tells which arguments have an axis of members."""
-    return jax.vmap(fn, in_axes=tuple(0 if m else None for m in mapped)) if layout.stacked else fn
+    """`fn` for each member, where there are several; `mapped` tells which arguments have an axis of members.
+
+    Side by side where a device has the width for it. A CPU takes them in turn, inside of one program: batched gathers and
+    scatters cost it twice as much, and AuxK could not be left out while no latent is dead.
+    """
+    if not layout.stacked:
+        return fn
+    if _platform(layout) != "cpu":
+        return jax.vmap(fn, in_axes=tuple(0 if m else None for m in mapped))
+
+    def in_turn(*args: Any) -> Any:
+        own = [arg for arg, m in zip(args, mapped, strict=True) if m]
+
+        def one(mine: list[Any]) -> Any:
+            rest = iter(mine)
+            return fn(*(next(rest) if m else arg for arg, m in zip(args, mapped, strict=True)))
+
+        return jax.lax.map(one, own)
+
+    return in_turn
+
+
+def _platform(layout: Layout) -> str:
+    return jax.default_backend() if layout.mesh is None else layout.mesh.devices.flat[0].platform

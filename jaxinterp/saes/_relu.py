@@ -67,7 +67,6 @@ class ReLU:
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training
     ) -> tuple[Float[Array, ""], Outcome]:
         """The squared error and the penalty."""
-        params = at.axes.local(params)
         latents = jnp.maximum(_linear.preactivations(params, x, at.config, at.axes), 0.0)
         error = _linear.squared_norm(_linear.decode(params, latents, x, at.config, at.axes) - target, at.axes)
         weighted = latents if self.unit_norm else latents * _linear.norms(params["W_dec"])[None]

@@ -12,6 +12,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Float, Params
+from jaxinterp.saes._config import split_site
 from jaxinterp.tap import Handler, capture, edit, run
 
 
@@ -54,20 +55,9 @@ def as_batch(tokens: Any, exclude: tuple[int, ...], exclude_positions: tuple[int
     return Batch(**dict(zip(("tokens", "kept", "predicts"), arrays, strict=True)), how=how)
 
 
-def site_and_layer(name: str) -> tuple[str, int | None]:
-    """The parts of a stream's name for a site.
-
-    Example:
-        >>> site_and_layer("resid_post.3"), site_and_layer("embed")
-        (('resid_post', 3), ('embed', None))
-    """
-    site, _, layer = name.rpartition(".")
-    return (site, int(layer)) if site and layer.isdigit() else (name, None)
-
-
 def read_site(model: Any, params: Params, batch: Batch, name: str) -> Float[Array, "B T D"]:
     """The value of a site, its features laid flat."""
-    site, layer = site_and_layer(name)
+    site, layer = split_site(name)
     handler = capture(site, layers=None if layer is None else (layer,))
     value = run(model.forward, handler)(params, batch.tokens, **batch.how)[1][site]
     return _flat(value if layer is None else value[0])
@@ -75,7 +65,7 @@ def read_site(model: Any, params: Params, batch: Batch, name: str) -> Float[Arra
 
 def put(name: str, fn: Callable[[Array, Any], Array], kept: Array, data: Any) -> Handler:
     """A handler that puts `fn(value [B, T, D], data)` at a site, where `kept` [B, T] allows; `fn` at module level."""
-    site, layer = site_and_layer(name)
+    site, layer = split_site(name)
     return edit(site, _Put(fn), {"kept": kept, "data": data}, layer=layer)
 
 

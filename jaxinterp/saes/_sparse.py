@@ -19,7 +19,7 @@ from jax import lax
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Bool, Float, Int
 
-DENSE_FROM = 24
+DENSE_FROM = 8
 """By index where N is at least so many times k. Measured on a CPU: `experiments/benchmarks/dictionary_products.py`."""
 
 

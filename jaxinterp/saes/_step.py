@@ -78,10 +78,12 @@ def make_step(config: TrainConfig, axes: Axes = Axes()) -> Step:
         x = normalized(x, state.scales["input"], config.sae.normalize)[0]
         target = x if config.sae.target is None else normalized(target, state.scales["target"], config.sae.normalize)[0]
         loss = lambda params, x, target: config.sae.architecture.loss(params, x, target, at)
+        params = axes.local(state.params)
         if config.accumulation == 1:
-            (value, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, x, target)
-            return value, outcome, gradient
-        return _accumulated(loss, state.params, x, target, config.accumulation)
+            (value, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(params, x, target)
+        else:
+            value, outcome, gradient = _accumulated(loss, params, x, target, config.accumulation)
+        return value, outcome, axes.rows(gradient)  # over the shards of the batch once, not for each part
 
     def step(state: TrainState, x: Array, target: Array, hyper: Hyper) -> tuple[TrainState, dict[str, Array]]:
         value, outcome, gradient = gradient_of(state, x, target, hyper)

@@ -89,7 +89,6 @@ class TopK:
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training
     ) -> tuple[Float[Array, ""], Outcome]:
         """The squared error by k latents, AuxK, and Multi-TopK where it is on."""
-        params = at.axes.local(params)
         before = lax.stop_gradient(_linear.preactivations(params, x, at.config, at.axes))
         ranked = ranking(lax.stop_gradient(params), before, self.norm_scaled)
         best, indices = candidates(ranked, self.multi_k or self.k)

@@ -97,12 +97,50 @@ ALIASES: tuple[Alias, ...] = (
 """Every hook of TransformerLens's models of GPT-2's and Llama's kind, and some of others."""
 
 _BY_HOOK = {(alias.hook, alias.layered): alias for alias in ALIASES}
+_HOOK_OF: dict[tuple[tuple[str, ...], bool], str] = {
+    (alias.sites, alias.layered): alias.hook for alias in reversed(ALIASES) if len(alias.sites) == 1
+}
+"""The first hook of each site that is one thing in every model."""
 _PARTS = re.compile(r"(?:blocks\.(?P<layer>\d+|\*)\.)?(?P<hook>.+)")
 
 
 def is_foreign(name: str) -> bool:
     """Whether a name looks like TransformerLens's: it has a part that begins with `hook_`, or begins with `blocks.`."""
     return name.startswith("blocks.") or any(part.startswith("hook_") for part in name.split("."))
+
+
+def site_of_hook(name: str) -> str | None:
+    """Our name for one of TransformerLens's, where it means the same in every model: with its layer behind it.
+
+    Args:
+        name: such as "blocks.3.hook_resid_post".
+
+    Returns:
+        Such as "resid_post.3"; None where there is no such site, or which one depends on the model (`mlp.hook_pre`).
+
+    Example:
+        >>> site_of_hook("blocks.3.attn.hook_z")
+        'attn.z.3'
+    """
+    found = _PARTS.fullmatch(name)
+    alias = found and _BY_HOOK.get((found["hook"], found["layer"] is not None))
+    if not found or alias is None or _HOOK_OF.get((alias.sites, alias.layered)) != alias.hook or found["layer"] == "*":
+        return None
+    return f"{alias.sites[0]}.{found['layer']}" if alias.layered else alias.sites[0]
+
+
+def hook_of_site(site: str) -> str | None:
+    """TransformerLens's name for a site with its layer behind it; None where there is none. The inverse of `site_of_hook`.
+
+    Example:
+        >>> hook_of_site("resid_post.3")
+        'blocks.3.hook_resid_post'
+    """
+    name, _, layer = site.rpartition(".")
+    if layer.isdigit():
+        hook = _HOOK_OF.get(((name,), True))
+        return None if hook is None else f"blocks.{layer}.{hook}"
+    return _HOOK_OF.get(((site,), False))
 
 
 def resolve(name: str, known: Collection[str]) -> Resolved | None:

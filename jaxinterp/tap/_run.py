@@ -161,7 +161,7 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
 def _unvisited_layers(i: int, handler: Handler, log: Log) -> list[str]:
     """Layers that a handler speaks of, as far as they are known, and that none of its sites has."""
     chosen = handler.data.get("where", {}).get("layer") if isinstance(handler.data, dict) else None
-    wanted = set(handler.layers or ())
+    wanted = {*(handler.layers or ()), *handler.apart}
     wanted |= set(np.ravel(chosen).tolist()) if chosen is not None and not is_traced(chosen) else set()
     seen = {name: layers for (j, name), layers in log.reached.items() if j == i}
     missing = sorted(wanted - set().union(*seen.values())) if seen else []

@@ -81,6 +81,8 @@ class Handler:
             can open sites of its own. Compared by equality under jit: a module-level function or a frozen dataclass.
         init: static; `(list of SiteShape, data) -> state`, the state that rides along. None: no state.
         layers: static; keep what was emitted at these layers only. None: at all of them.
+        apart: static; layers that are taken out of the loop over layers, so that their index is static there and the handler can
+            do there what costs too much in every layer, and open sites that are in no layer.
         prefix: static; put before the site's name in the dictionary of what was emitted.
         data: leaves; what to patch in, which layer, head, position.
         per_layer: leaves with a leading L axis, sliced along the scan over layers, so that their gradient stays stacked.
@@ -90,6 +92,7 @@ class Handler:
     visit: Callable[..., tuple[Any, Any, Any]] = static()
     init: Callable[[list[SiteShape], PyTree], PyTree] | None = static(default=None)
     layers: tuple[int, ...] | None = static(default=None)
+    apart: tuple[int, ...] = static(default=())
     prefix: str = static(default="")
     data: PyTree = ()
     per_layer: PyTree = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType
 
-from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScopeError
+from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TapScopeError, UnvisitedSiteError
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.tap._loops import layer_rows, rolled, unrolled
 from jaxinterp.tap._records import Place, Records
@@ -38,15 +40,17 @@ class Tap:
         prefix: str = "",
         start: int = 0,
         covers: range | None = None,
+        front: tuple[Handler, ...] = (),
     ):
         self._handlers, self._scope = handlers, scope
         self._covers = covers  # the layers of the loop that it is in
+        self._front = front  # handlers of functions that run under handlers of their own: they come before all others
         self._site, self._slices, self._prefix, self._start = site, tuple(slices), prefix, start
 
     def _replace(self, **changes: Any) -> Tap:
         now = dict(
             handlers=self._handlers, scope=self._scope, site=self._site, slices=self._slices,
-            prefix=self._prefix, start=self._start, covers=self._covers,
+            prefix=self._prefix, start=self._start, covers=self._covers, front=self._front,
         )  # fmt: skip
         return Tap(**{**now, **changes})
 
@@ -69,6 +73,12 @@ class Tap:
         value = jnp.asarray(value)  # type: ignore[assignment]
         site = self._site._replace(name=name, axes=axes_of(name, jnp.ndim(value), axes))  # type: ignore[arg-type]
         on_demand = name in scope.log.on_demand
+        for i, handler in enumerate(self._front):
+            if matches(handler.sites, name, on_demand):
+                behind = self._replace(front=self._front[i + 1 :])
+                before = jax.typeof(value)
+                value = handler.visit(site, value, (), handler.data, None, behind)[0]
+                _check_kept(site, before, jax.typeof(value))
         scope.log.visited[name] = SiteShape(
             name, site.axes, jnp.shape(value), jnp.result_type(value), site.n_layers, on_demand,  # type: ignore[arg-type]
             jax.eval_shape(lambda v: v, value) if scope.log.types else None,
@@ -90,13 +100,7 @@ class Tap:
         value, scope.states[i], emitted = handler.visit(
             site, value, scope.states[i], handler.data, self._slices[i], right
         )
-        after = jax.typeof(value)
-        if (before.shape, before.dtype) != (after.shape, after.dtype) or before.sharding != after.sharding:
-            raise SiteTypeError(
-                f"a handler turned site {site.name!r} from {before.str_short()} into {after.str_short()}. A handler "
-                "returns the shape, dtype and sharding that it was given: broadcast or cast inside it, "
-                "for example with .astype(value.dtype)."
-            )
+        _check_kept(site, before, jax.typeof(value))
         if emitted is not None:
             alias = handler.visit if isinstance(handler.visit, Renamed) else None
             key = self._prefix + handler.prefix + (site.name if alias is None else alias.name)
@@ -119,7 +123,9 @@ class Tap:
         if self._scope is None:
             return False
         self._scope.log.on_demand.add(name)
-        return self._scope.log.everything or any(name in h.sites for h in self._handlers[self._start :])
+        return self._scope.log.everything or any(
+            name in h.sites for h in (*self._front, *self._handlers[self._start :])
+        )
 
     def at(self, *, prefix: str = "", **place: Any) -> Tap:
         """The same tap at another place.
@@ -190,6 +196,9 @@ class Tap:
         scope = self._enter(f"tap.scan over {axis}")
         layered = axis == "layer"
         depth = first + n if total is None else total
+        apart = {layer for h in (*self._front, *self._handlers) for layer in h.apart if first <= layer < first + n}
+        if layered and apart and not unroll:
+            return self._scan_apart(body, carry, xs, sorted(apart), range(first, first + n), depth)
         slices = [layer_rows(h, first, n, depth) if layered else None for h in self._handlers]
         layers = range(first, first + n)
 
@@ -211,6 +220,58 @@ class Tap:
         scope.states = list(states)
         scope.records.merge(records, prefix=self._prefix)
         return carry, ys
+
+    def _scan_apart(
+        self, body: Callable[..., Any], carry: PyTree, xs: PyTree, apart: Sequence[int], layers: range, total: int
+    ) -> tuple[PyTree, PyTree]:
+        """A loop over layers in pieces: some layers are straight code, what is between them a loop each."""
+
+        def indexed(carry: Any, row: Any, *, tap: Tap) -> tuple[Any, Any]:  # a piece copies no weights
+            x = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, row, keepdims=False), xs)
+            return body(carry, x, tap=tap)
+
+        ends = sorted({layers.start, layers.stop, *apart, *(layer + 1 for layer in apart)})
+        pieces = []
+        for first, stop in itertools.pairwise(ends):
+            rows = jnp.arange(first - layers.start, stop - layers.start, dtype=jnp.int32)
+            carry, ys = self.scan(indexed, carry, rows, first=first, total=total, unroll=first in apart)
+            pieces.append(ys)
+        return carry, jax.tree.map(lambda *ys: jnp.concatenate(ys), *pieces)
+
+    def under(self, fn: Callable[..., Any], *handlers: Handler) -> Callable[..., Any]:
+        """`fn` with handlers that belong to it: they see every value first, and what users ask for comes behind them.
+
+        For functions that take a tap and run another one in a changed form: `tap.under(model.forward, handler)(params, tokens)`.
+        Sites that the handlers open are sites of the new function.
+
+        Args:
+            fn: a function with the keyword argument `tap`.
+            *handlers: edits and the like: without a state, without leaves by layer, and they emit nothing.
+
+        Raises:
+            UnvisitedSiteError: (when called) `fn` never visits the site or layer of a handler.
+        """
+        if any(h.init is not None or jax.tree.leaves(h.per_layer) for h in handlers):
+            raise InputError("tap.under takes handlers without a state and without leaves by layer.")
+
+        def changed(*args: Any, **kwargs: Any) -> Any:
+            if self._scope is None:
+                from jaxinterp.tap._run import run
+
+                return run(fn, *handlers)(*args, **kwargs)[0]
+            out = fn(*args, **kwargs, tap=self._replace(front=(*handlers, *self._front)))
+            for handler in handlers:
+                seen = [s for s in self._scope.log.visited.values() if matches(handler.sites, s.name, s.on_demand)]
+                deep = max((s.n_layers or 0 for s in seen), default=0)
+                if not seen or any(layer >= deep for layer in handler.apart):
+                    raise UnvisitedSiteError(
+                        f"the function has no site {', '.join(map(repr, handler.sites))}"
+                        f"{f' in layers {list(handler.apart)}' if handler.apart else ''}; it visits "
+                        f"{', '.join(self._scope.log.visited)}."
+                    )
+            return out
+
+        return changed
 
     def lift(self, transform: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[..., Any]:
         """Enters a transformation: `tap.lift(jax.checkpoint)(fn)(*args)`, where `fn` takes the keyword `tap`.
@@ -253,6 +314,21 @@ class Tap:
             return call
 
         return lifted
+
+
+def _check_kept(site: Site, before: Any, after: Any) -> None:
+    if (before.shape, before.dtype, _explicit(before)) != (after.shape, after.dtype, _explicit(after)):
+        raise SiteTypeError(
+            f"a handler turned site {site.name!r} from {before.str_short()} into {after.str_short()}. A handler "
+            "returns the shape, dtype and sharding that it was given: broadcast or cast inside it, "
+            "for example with .astype(value.dtype)."
+        )
+
+
+def _explicit(kind: Any) -> Any:
+    """How a type is cut over explicit mesh axes; where JAX chooses, a type says nothing (and may lack the mesh)."""
+    mesh = kind.sharding.mesh
+    return kind.sharding if AxisType.Explicit in getattr(mesh, "axis_types", ()) else None
 
 
 def _shapes(states: PyTree) -> list[tuple[int, ...]]:

@@ -2,8 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from jaxinterp._errors import ConfigError, MissingFileError
 from jaxinterp.weights._checkpoint import CONFIG, INDEX, SINGLE
@@ -42,8 +42,8 @@ def find_folder(folder_or_hub_id: str | Path, revision: str | None) -> tuple[Pat
             f"There is no folder {name!r}, and a model of the hub is named 'owner/model'. Check the path from {Path.cwd()}. "
             f"{_ZOO}"
         )
-    folder = _fetch(name, revision, SMALL_FILES)
-    _fetch(name, revision, _shards(folder))
+    folder = fetch_files(name, revision, SMALL_FILES)
+    fetch_files(name, revision, _shards(folder))
     return folder, folder.name
 
 
@@ -57,7 +57,20 @@ def _shards(folder: Path) -> list[str]:
         return [SINGLE]  # a broken index is reported when the folder is opened
 
 
-def _fetch(name: str, revision: str | None, patterns: Any) -> Path:
+def fetch_files(
+    name: str, revision: str | None, patterns: Iterable[str], what: str = "model", hint: str = _ZOO
+) -> Path:
+    """The folder of the hub's cache with those files of a repository that match the patterns, fetched where they are missing.
+
+    Args:
+        name: "owner/name".
+        revision: a commit, branch or tag; None: the newest.
+        patterns: of file names. Name no pickles.
+        what: what the repository holds, and `hint` what else may help, for messages.
+
+    Raises:
+        MissingFileError: there is no such repository, or the hub is out of reach.
+    """
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -65,15 +78,15 @@ def _fetch(name: str, revision: str | None, patterns: Any) -> Path:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise MissingFileError(
-            f"There is no folder {name!r}, and the hub does not give a model of that name{_at(revision)}: "
-            f"{_first_line(error)} A gated or private model needs `hf auth login` first. For a local checkpoint give "
-            f"the path of its folder. {_ZOO}"
+            f"There is no folder {name!r}, and the hub does not give a {what} of that name{_at(revision)}: "
+            f"{_first_line(error)} A gated or private {what} needs `hf auth login` first. For a local one give "
+            f"the path of its folder. {hint}"
         ) from error
     except Exception as error:  # no network in its many shapes: the clients' errors share no base
         raise MissingFileError(
-            f"There is no folder {name!r}, and the hub could not be reached for a model of that name{_at(revision)} "
+            f"There is no folder {name!r}, and the hub could not be reached for a {what} of that name{_at(revision)} "
             f"({type(error).__name__}: {_first_line(error)}) Without a network, load a folder: on a machine with "
-            f"one, run `hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER'). {_ZOO}"
+            f"one, run `hf download {name} --local-dir FOLDER`, copy FOLDER here, and load('FOLDER'). {hint}"
         ) from error
 
 

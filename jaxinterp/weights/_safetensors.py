@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
-from jaxinterp._errors import WeightsError
+from jaxinterp._errors import MissingFileError, WeightsError
 
 MAX_HEADER = 100_000_000
 """Bytes of the longest legal header; a longer one is corrupt, or meant to exhaust memory."""
@@ -198,3 +198,36 @@ def _write_array(file: BinaryIO, entry: Entry, array: np.ndarray) -> None:
     if array.shape != entry.shape or array.dtype != DTYPES[entry.dtype]:
         raise AssertionError(f"{entry.name}: {array.dtype}{array.shape} does not fit {entry.dtype}{entry.shape}")
     file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data if array.size else b"")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file by name, as read-only views that the system pages in when they are used.
+
+    Raises:
+        MissingFileError: there is no such file.
+        WeightsError: the file is truncated or corrupt.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"There is no file {path}.")
+    header = read_header(path)
+    return {entry.name: read_tensor(path, header, entry) for entry in header.entries}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays as one file, bit for bit. Not atomic by itself: see `jaxinterp.store`.
+
+    Args:
+        path: the file, which is made or replaced.
+        tensors: by name; their dtypes are among those of the format.
+        metadata: free text that the file carries.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> write_safetensors(path, {"x": np.arange(3, dtype=np.float32)})
+        >>> read_safetensors(path)["x"].tolist()
+        [0.0, 1.0, 2.0]
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    rows = [(name, names[array.dtype], array.shape) for name, array in tensors.items()]
+    write(path, make_header(rows, metadata or {}), lambda name: tensors[name])

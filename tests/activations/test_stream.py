@@ -24,6 +24,17 @@ def test_every_row_is_served_once(model, params, brute, devices, pack):
         next(stream)
 
 
+def test_a_pass_stops_behind_the_last_layer(model, params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert make(model, half, sites=["embed"]).dtype == jnp.bfloat16
+    assert make(model, half, sites=["embed", ("mlp.norm_scale", 0)]).dtype == jnp.float32
+    stop = lambda *sites: make(model, params, sites=sites)._source.stop
+    assert [stop("embed"), stop("embed", ("resid_pre", 1)), stop(("mlp.out", 2)), stop("logits")] == [0, 2, 3, None]
+    stream = make(model, params, sites=["final.in", ("resid_post", 2)], buffer_size=None)
+    for batch in stream:
+        np.testing.assert_array_equal(batch["final.in"], batch["resid_post.2"])
+
+
 def test_two_passes_and_a_cut_model(model, params, brute):
     """On a mesh with an axis that cuts the parameters and an idle one; padding and chosen positions are left out."""
     mesh = ji.mesh.make_mesh(data=2, tensor=2, dict=2)
@@ -74,8 +85,10 @@ def test_a_restored_stream_goes_on_to_the_bit(model, params, devices, tmp_path):
     other.restore(load_tree(tmp_path / "state", like=other.state()))
     got = served(other, 30)
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    with pytest.raises(StoreMismatchError, match="Make the stream as it was made then"):
-        make(model, params, devices=4).restore(stream.state())
+    with pytest.raises(StoreMismatchError, match="tokens.epochs was 3, is 1"):
+        make(model, params, devices=4, tokens=dict(seed=0)).restore(stream.state())
+    with pytest.raises(StoreMismatchError, match=f"devices was {devices}, is 2"):
+        make(model, params, devices=2, tokens=dict(epochs=3, seed=0)).restore(stream.state())
 
 
 def test_bfloat16_is_kept(model, params, brute):

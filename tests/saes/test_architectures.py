@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from jaxinterp import InputError
 from jaxinterp.mesh import make_mesh
 from jaxinterp.saes import SAE, Axes, SparseLatents, TopK
 from jaxinterp.saes._step import is_cut
@@ -61,7 +62,10 @@ def test_on_a_mesh_loss_and_gradients_are_the_same(name, shape):
     outs = dataclasses.replace(outs, fired=P(axes.dict))
 
     def part(params, x, dead):
-        return loss_and_gradient(config, params, x, x, dataclasses.replace(at, dead=dead, axes=axes))
+        value, gradient = loss_and_gradient(
+            config, axes.local(params), x, x, dataclasses.replace(at, dead=dead, axes=axes)
+        )
+        return value, axes.rows(gradient)
 
     specs = dict(in_specs=(cut, P(axes.data), P(axes.dict)), out_specs=((P(), outs), cut))
     got = jax.jit(jax.shard_map(part, mesh=mesh, **specs))(params, x, at.dead)
@@ -87,6 +91,15 @@ def test_first_parameters(name):
         guess = latents.dense() @ np.asarray(params["W_dec"]) / (lengths[0] if config.architecture.norm_scaled else 1)
         ratio = np.linalg.norm(guess, axis=1).mean() / np.linalg.norm(sample - params["b_dec"][None], axis=1).mean()
         assert ratio == pytest.approx(1.0, rel=1e-4)
+
+
+def test_activations_of_another_width_are_refused():
+    config = make_config(TopK(k=2), site="mlp.out.3")
+    sae = SAE(params=make_params(config), scales={"input": jnp.ones(()), "target": jnp.ones(())}, config=config)
+    with pytest.raises(
+        InputError, match=r"float32\[2, 9\]; this dictionary reads 'mlp.out.3' .*, 10 wide.*capture\('mlp.out'\)"
+    ):
+        sae.encode(jnp.ones((2, 9)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -105,10 +105,10 @@ def test_the_kth_largest_is_exact(k):
 @pytest.mark.parametrize("spread_out", [True, False], ids=["candidates suffice", "a row has more than candidates"])
 @pytest.mark.parametrize("architecture", [BatchTopK(k=1), Matryoshka(k=1, widths=(20, 70))], ids=lambda a: a.name)
 def test_a_batch_of_a_large_dictionary(architecture, spread_out):
-    config = SAEConfig(architecture=architecture, d_in=D, n_latents=2 * 4 * DENSE_FROM)
+    config = SAEConfig(architecture=architecture, d_in=D, n_latents=160)
     params, at = make_params(config), make_training(config)
-    rows = params["W_enc"][::12] / jnp.linalg.norm(
-        params["W_enc"][::12], axis=1, keepdims=True
+    rows = params["W_enc"][::10] / jnp.linalg.norm(
+        params["W_enc"][::10], axis=1, keepdims=True
     )  # each has its own latent
     x = params["b_dec"][None] + 30.0 * rows if spread_out else make_rows(D)
     axes = Axes(data="data", dict="dict")
@@ -123,7 +123,9 @@ def test_a_batch_of_a_large_dictionary(architecture, spread_out):
     cut = {name: P("dict") if leaf.ndim and name != "b_dec" else P() for name, leaf in params.items()}
     outs = dataclasses.replace(jax.tree.map(lambda _: P(), outcome), fired=P("dict"))
     sharded = jax.shard_map(
-        lambda p, x, dead: loss(p, x, dataclasses.replace(at, dead=dead, axes=axes)),
+        lambda p, x, dead: (
+            lambda value, gradient: (value, axes.rows(gradient))
+        )(*loss(axes.local(p), x, dataclasses.replace(at, dead=dead, axes=axes))),
         mesh=make_mesh(data=4, dict=2), in_specs=(cut, P("data"), P("dict")), out_specs=((P(), outs), cut),
     )  # fmt: skip
     jax.tree.map(check_close, jax.jit(sharded)(params, x, at.dead), ((value, outcome), gradient))

@@ -44,7 +44,7 @@ def test_planted_directions_are_recovered(architecture):
     assert best_cosines(stream, first).mean() < 0.7
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", ["relu_2024", "topk_scaled", "matryoshka", "jump_relu_tanh", "gated"])
 def test_the_loss_falls(name, tmp_path):
     quiet(make_run(ARCHITECTURES[name], steps=40, sparsity_warmup_steps=1), PlantedStream(), folder=tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
@@ -155,7 +155,7 @@ def test_a_row_that_is_not_finite_is_named_and_the_state_stays_good(tmp_path):
 
 def test_dead_latents_are_resampled():
     architecture = ReLU(l1_coefficient=0.1, unit_norm=True, bias="mean")
-    program = make_program([make_run(architecture, resample_steps=2, dead_after=100)], None, stacked=False)
+    program = make_program([make_run(architecture, resample_steps=2, dead_after=100)])
     x = next(PlantedStream())["x"]
     state, _ = program.step(program.first(x, x), x, x)
     dead = np.arange(32) % 4 == 0

@@ -1,0 +1,163 @@
+"""A spliced dictionary: against an edit of the site by hand, in forward passes, generation, sweeps and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+from jaxinterp import attribution, patching, saes
+from jaxinterp.saes import JumpReLU, SAEConfig, TopK
+from tests.saes.problems import KINDS
+from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
+
+MODEL = make_model(**FAMILIES["llama"])
+PARAMS = make_params(MODEL)
+TOKENS = make_tokens(batch=3, length=6)
+
+
+def make_sae(site="resid_post.1", width=8, architecture=TopK(k=3), **changes):  # noqa: B008
+    config = SAEConfig(architecture=architecture, d_in=width, n_latents=20, site=site, **changes)
+    sae = saes.init(config, jax.random.key(1))
+    bias = 0.1 * jax.random.normal(jax.random.key(2), (width,))
+    return saes.SAE(params={**sae.params, "b_dec": bias}, scales=sae.scales, config=config)
+
+
+def logits(*handlers, **how):
+    return ji.run(MODEL.forward, *handlers)(PARAMS, TOKENS, **how)[0]
+
+
+@pytest.mark.parametrize(
+    ("site", "width"), [("resid_post.1", 8), ("resid_pre.0", 8), ("mlp.out.2", 8), ("attn.z.1", 16), ("embed", 8)]
+)
+@pytest.mark.parametrize("architecture", [TopK(k=3), JumpReLU(threshold=0.4)], ids=lambda a: a.name)
+def test_without_the_error_it_is_the_reconstruction(site, width, architecture):
+    sae = make_sae(site, width, architecture, normalize="sqrt_d")
+    name, layer = (site, None) if site == "embed" else (site[:-2], int(site[-1]))
+    by_hand = lambda value: sae(value.reshape(*value.shape[:2], -1)).reshape(value.shape)
+    want = logits(ji.edit(name, by_hand, layer=layer))
+    check_close(logits(saes.splice(sae, error="drop")), want, 2e-5)
+    assert np.abs(np.asarray(want - logits())).max() > 0.1
+    check_close(logits(saes.splice(sae)), logits(), 1e-6)
+
+
+def test_latents_are_a_site_and_other_captures_stay_whole():
+    sae = make_sae()
+    handlers = (
+        ji.capture("resid_post", "sae.latents"),
+        saes.splice(sae, error="drop"),
+        ji.capture("sae.latents", "mlp.out"),
+    )
+    _, plain, _ = ji.run(MODEL.forward, ji.capture("resid_post", "mlp.out"))(PARAMS, TOKENS)
+    with pytest.raises(ji.UnvisitedSiteError, match=r"sae\.latents"):  # to the left of the splice there is no such site
+        ji.run(MODEL.forward, *handlers)(PARAMS, TOKENS)
+    _, acts, _ = ji.run(MODEL.forward, ji.capture("resid_post"), *handlers[1:])(PARAMS, TOKENS)
+    check_close(acts["sae.latents"], sae.encode(plain["resid_post"][1]))
+    assert acts["resid_post"].shape == plain["resid_post"].shape
+    check_close(acts["resid_post"][:2], plain["resid_post"][:2])
+    check_close(acts["mlp.out"][:2], plain["mlp.out"][:2])
+    assert np.abs(np.asarray(acts["mlp.out"][2] - plain["mlp.out"][2])).max() > 0.01
+
+
+def test_clamping_adds_the_decoder_row():
+    """x + (c - f_j(x)) W_dec_j, the error kept: the intervention of Templeton et al. 2024."""
+    sae, j, c = make_sae(), 4, 7.0
+    row = sae.params["W_dec"][j]
+    by_hand = ji.edit("resid_post", lambda x: x + (c - sae.encode(x)[..., j : j + 1]) * row[None, None], layer=1)
+    clamp = ji.edit("sae.latents", lambda z: jnp.full_like(z, c), feature=j)
+    check_close(logits(saes.splice(sae), clamp), logits(by_hand), 1e-5)
+
+
+def test_places_that_stay():
+    sae = make_sae()
+    want = logits(ji.edit("resid_post", sae, layer=1, position=[2, 3]))
+    check_close(logits(saes.splice(sae, error="drop", position=[2, 3])), want)
+    want = logits(ji.edit("resid_post", sae, layer=1, position=[1, 2, 3, 4, 5]))
+    check_close(logits(saes.splice(sae, error="drop", exclude_positions=(0,))), want)
+    mask = jnp.asarray(np.arange(6)[None] >= np.array([[0], [2], [3]]))  # positions count from the first real token
+    by_hand = ji.edit("resid_post", sae, layer=1, position=[1, 2])
+    got = logits(saes.splice(sae, error="drop", position=[1, 2]), mask=mask)
+    check_close(got[mask], logits(by_hand, mask=mask)[mask])
+
+
+def test_in_generation_at_chosen_steps():
+    sae = make_sae()
+
+    def generate(*handlers):
+        return ji.run(functools.partial(ji.generate, MODEL, max_new_tokens=5), *handlers)(PARAMS, TOKENS)[0]
+
+    push = lambda amount: ji.edit(
+        "sae.latents", lambda z, a: z + a, jnp.float32(amount), feature=3, step=slice(1, None)
+    )
+    row = sae.params["W_dec"][3]
+    by_hand = ji.edit("resid_post", lambda x: x + 40.0 * row[None, None], layer=1, step=slice(1, None))
+    check_same(generate(saes.splice(sae), push(40.0)), generate(by_hand))
+    assert (np.asarray(generate(by_hand)) != np.asarray(generate())).any()
+
+
+def test_two_dictionaries_and_jit():
+    one, two = make_sae(), make_sae("mlp.out.2")
+    spliced = saes.Spliced(MODEL.forward, error="drop")
+    params = {"model": PARAMS, "saes": [one, two]}
+    want = logits(ji.edit("resid_post", one, layer=1), ji.edit("mlp.out", two, layer=2))
+    check_close(jax.jit(lambda params, tokens: spliced(params, tokens))(params, TOKENS), want, 2e-5)
+    off = ji.zero("sae.latents.mlp.out.2")
+    by_hand = ji.edit("mlp.out", lambda x: jnp.broadcast_to(two.params["b_dec"], x.shape), layer=2)
+    check_close(ji.run(spliced, off)(params, TOKENS)[0], logits(ji.edit("resid_post", one, layer=1), by_hand), 2e-5)
+
+
+def test_latents_are_cells_of_a_sweep_and_of_attribution():
+    sae = make_sae(architecture=JumpReLU(threshold=0.2))
+    spliced, params = saes.Spliced(MODEL.forward), {"model": PARAMS, "saes": [sae]}
+    metric = patching.logit_difference([1, 2, 3], [4, 5, 6], position=[5, 5, 5])
+    latents = ji.run(spliced, ji.capture("sae.latents"))(params, TOKENS)[1]["sae.latents"]
+    active = np.flatnonzero(np.asarray(latents[:, 3].max(axis=0)) > 0)[:4].tolist()
+    how = dict(base=TOKENS, site="sae.latents", over={"position": [3, 5], "feature": active}, metric=metric, op=ji.zero)
+    effects = patching.sweep(spliced, params, progress=False, keep=("prompts",), **how)
+    gap = lambda out: np.asarray(out[np.arange(3), 5, [1, 2, 3]] - out[np.arange(3), 5, [4, 5, 6]])
+    base = gap(logits())
+    for i, position in enumerate([3, 5]):
+        for k, feature in enumerate(active):
+            row = sae.params["W_dec"][feature]
+            without = lambda x, f=feature, r=row: x - sae.encode(x)[..., f : f + 1] * r[None, None]
+            want = gap(logits(ji.edit("resid_post", without, layer=1, position=position))) - base
+            check_close(effects.effect_by_prompt[i, k].values, want, 1e-4)
+    single = {**how, "over": {"position": [5], "feature": active}}
+    audited = {key: value for key, value in single.items() if key not in ("site", "op")}
+    found = attribution.attribution_patching(spliced, params, sites="sae.latents", audit=4, progress=False, **audited)
+    small = lambda factor: patching.sweep(
+        spliced, params, progress=False, **{**single, "op": lambda site: ji.scale(site, factor)}
+    )
+    slope = (small(0.99).effect - small(1.01).effect) / 0.02
+    check_close(found["sae.latents"].score.values, slope.values, 0.02)
+    exact = patching.sweep(spliced, params, progress=False, **single).effect.values.ravel()
+    cells = found.audits["sae.latents"].cells
+    check_close(sorted(cells.effect.values), sorted(exact), 1e-5)
+
+
+def test_gradients_reach_the_latents():
+    sae = make_sae(architecture=JumpReLU(threshold=0.2))
+    spliced, params = saes.Spliced(MODEL.forward), {"model": PARAMS, "saes": [sae]}
+    loss = lambda delta: ji.run(spliced, ji.perturb({"sae.latents": delta}))(params, TOKENS)[0][0, 5, 3]
+    zeros = jnp.zeros((3, 6, 20))
+    gradient = jax.grad(loss)(zeros)
+    step = zeros.at[0, 4, 2].set(1e-2)
+    assert float(loss(step) - loss(-step)) / 2e-2 == pytest.approx(float(gradient[0, 4, 2]), rel=1e-2, abs=1e-4)
+
+
+def test_mistakes():
+    with pytest.raises(ji.UnvisitedSiteError, match="resid_post"):
+        logits(saes.splice(make_sae("resid_post.7")))
+    with pytest.raises(ji.UnvisitedSiteError, match="resid_post"):
+        saes.Spliced(MODEL.forward)({"model": PARAMS, "saes": [make_sae("resid_post.7")]}, TOKENS)
+    with pytest.raises(ji.UnvisitedSiteError, match="layers \\[7\\]"):
+        ji.sites(saes.Spliced(MODEL.forward), {"model": PARAMS, "saes": [make_sae("resid_post.7")]}, TOKENS)
+    with pytest.raises(ji.InputError, match="this dictionary reads 'resid_post.1'.* 5 wide"):
+        logits(saes.splice(make_sae(width=5)))
+    transcoder = saes.init(
+        SAEConfig(architecture=TopK(k=2), d_in=8, n_latents=9, **KINDS["transcoder"]), jax.random.key(0)
+    )
+    with pytest.raises(ji.InputError, match="a transcoder from 'x' to 'y'"):
+        saes.splice(transcoder)
