@@ -159,7 +159,7 @@ def part_dead(setting: Setting) -> dict:
     out = {}
     for name, auxiliary in (("without", None), ("with", saes.AuxK())):
         topk = saes.TopK(k=6, auxiliary=auxiliary)
-        out[name] = seeds_of(setting, topk, n_latents=8 * G, steps=500, rate=2e-3, seeds=1)
+        out[name] = seeds_of(setting, topk, n_latents=8 * G, steps=1000, rate=2e-3, seeds=1)
     return out
 
 
