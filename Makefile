@@ -20,7 +20,7 @@ PIP = -m pip install --quiet --disable-pip-version-check
 help:
 	@echo "make demo       create .venv, install, run 'jaxinterp demo'"
 	@echo "make test       install the test extra, run the default tests (JOBS=$(JOBS) processes)"
-	@echo "make properties sweeps against the loop over whole forwards, on more random problems than in 'make test'"
+	@echo "make properties sweeps against the loop over whole forwards, and killed training, more often than in 'make test'"
 	@echo "make lint       ruff: rules and format ('make format' mends what it can)"
 	@echo "make types      pyright"
 	@echo "make layers     import-linter: imports go strictly down"
@@ -74,6 +74,7 @@ test: .venv/.ready-test
 properties: .venv/.ready-test
 	JAXINTERP_XLA=user .venv/bin/python -m pytest tests/experiments/test_zoo_induction.py $(ARGS)
 	JAXINTERP_EXAMPLES=50 .venv/bin/python -m pytest tests/patching/test_engine.py -n $(JOBS) $(ARGS)
+	JAXINTERP_KILLS=20 .venv/bin/python -m pytest tests/saes/test_kill.py $(ARGS)
 
 lint: .venv/.ready-lint
 	.venv/bin/ruff check .

@@ -50,7 +50,7 @@ def begin(folder, out):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors[-3000:]
 
 
