@@ -184,7 +184,8 @@ def _written(
     n = before.shape[1]
     rows = at.axes.rows(jnp.full_like(x, len(x), jnp.int32, shape=()))
     wanted = rows * (architecture.k if at.k is None else at.k)
-    part_of = jnp.searchsorted(jnp.asarray(widths), jnp.arange(n) + at.axes.first(n), side="right")
+    index = jnp.arange(n) + at.axes.first(n)
+    part_of = jnp.sum(index[:, None] >= jnp.asarray(widths)[None], axis=1, dtype=jnp.int32)
 
     def dense(params: Params, threshold: Array) -> dict[str, Array]:
         chosen = (ranked >= threshold) & (ranked > 0)
