@@ -25,9 +25,9 @@ class Setting:
     def __init__(self, model: str, text: str, smoke: bool = False):
         self.lm, self.smoke = load(model), smoke
         stories = [part.strip() for part in Path(text).read_text(encoding="utf-8").split("<|endoftext|>")]
-        stories = [part for part in stories if part][: 60 if smoke else None]
+        stories = [part for part in stories if part][: 30 if smoke else None]
         self.held_out, self.train = stories[::10], [part for i, part in enumerate(stories) if i % 10]
-        self.steps, self.batch_size, self.seeds = (12, 128, 2) if smoke else (2000, 1024, 3)
+        self.steps, self.batch_size, self.seeds = (12, 128, 2) if smoke else (1500, 1024, 3)
         self.site = f"resid_post.{self.lm.config.n_layers // 2}"
         self.params = {
             "trained": self.lm.params,
@@ -37,7 +37,7 @@ class Setting:
         self.special = self.tokens(self.held_out).special_ids
 
     def tokens(self, stories, epochs=1, seed=None):
-        return read_tokens(stories, self.lm.tokenizer, n_ctx=256, batch_size=16, seed=seed, epochs=epochs)
+        return read_tokens(stories, self.lm.tokenizer, n_ctx=128, batch_size=16, seed=seed, epochs=epochs)
 
     def stream(self, stories, sites, *, weights="trained", epochs=None, seed=1):
         tokens = self.tokens(stories, epochs, seed)
