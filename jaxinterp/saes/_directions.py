@@ -35,45 +35,46 @@ class Ranked:
     values: Any
 
 
-def unembedding(sae: SAE, model: Any, params: Params, dtype: Any) -> Callable[[Array], Array] | None:
-    """The model's own logits of rows [n, D]; None where what the dictionary writes is not in the residual stream."""
-    name, _ = split_site(sae.config.target_site)
-    if name not in IN_STREAM or not hasattr(model, "unembed"):
-        return None
-    return lambda rows: model.unembed(params, rows[None].astype(dtype))[0]
+def extreme_tokens(
+    sae: SAE, model: Any, params: Params, unembed: Callable[[Array], Array] | None, dtype: Any, n: int
+) -> tuple[Ranked, Ranked]:
+    """The tokens whose logits each decoder row raises and lowers most, [N, n] each.
 
-
-def extreme_tokens(sae: SAE, unembed: Callable[[Array], Array] | None, n: int) -> tuple[Ranked, Ranked]:
-    """The tokens whose logits each decoder row raises and lowers most, [N, n] each; [N, 0] without an unembedding."""
+    [N, 0] where there is no `unembed`, and the dictionary does not write into the residual stream, whose dtype is `dtype`.
+    """
     rows = _directions(sae) * sae.config.width_out**0.5
-    if unembed is None:
+    in_stream = split_site(sae.config.target_site)[0] in IN_STREAM and hasattr(model, "unembed")
+    if unembed is None and not in_stream:
         empty = Ranked(ids=np.zeros((len(rows), 0), np.int32), values=np.zeros((len(rows), 0), np.float32))
         return empty, empty
-    v = jax.eval_shape(unembed, rows[:1]).shape[-1]
-    n = min(n, v)
+
+    def logits(params: Params, rows: Array) -> Array:
+        out = model.unembed(params, rows[None].astype(dtype))[0] if unembed is None else unembed(rows)
+        return out.astype(jnp.float32)
+
+    v = jax.eval_shape(logits, params, rows[:1]).shape[-1]
 
     @jax.jit
-    def extremes(rows: Array, numbers: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        logits = (unembed(rows) - unembed(jnp.zeros_like(rows[:1]))).astype(jnp.float32)
-        logits = logits - jnp.mean(logits, axis=1, keepdims=True)
-        return jax.lax.top_k(logits, n), jax.lax.top_k(-logits, n)
+    def extremes(rows: Array, numbers: Array, params: Params) -> Any:
+        moved = logits(params, rows) - logits(params, jnp.zeros_like(rows[:1]))
+        moved = moved - jnp.mean(moved, axis=1, keepdims=True)
+        return jax.lax.top_k(moved, min(n, v)), jax.lax.top_k(-moved, min(n, v))
 
-    up, down = _by_blocks(extremes, rows, v)
+    up, down = _by_blocks(extremes, rows, params, v)
     return Ranked(ids=up[1], values=up[0]), Ranked(ids=down[1], values=-down[0])
 
 
 def nearest_latents(sae: SAE, n: int) -> Ranked:
     """The latents whose decoder rows have the largest cosine with each, [N, n]."""
     rows = _directions(sae)
-    n = min(n, len(rows) - 1)
 
     @jax.jit
-    def nearest(block: Array, numbers: Array) -> tuple[Array, Array]:
+    def nearest(block: Array, numbers: Array, rows: Array) -> Any:
         cosines = jnp.dot(block, rows.T, precision="highest")
         itself = numbers[:, None] == jnp.arange(len(rows))[None]
-        return jax.lax.top_k(jnp.where(itself, -jnp.inf, cosines), n)
+        return jax.lax.top_k(jnp.where(itself, -jnp.inf, cosines), min(n, len(rows) - 1))
 
-    values, ids = _by_blocks(nearest, rows, len(rows))
+    values, ids = _by_blocks(nearest, rows, rows, len(rows))
     return Ranked(ids=ids, values=values)
 
 
@@ -82,12 +83,12 @@ def _directions(sae: SAE) -> Array:
     return _linear.unit_rows(sae.params["W_dec"].astype(jnp.float32))
 
 
-def _by_blocks(fn: Callable[[Array, Array], Any], rows: Array, width: int) -> Any:
-    """`fn` of all rows and their numbers, so many at a time that a table of `width` columns stays small."""
+def _by_blocks(fn: Callable[..., Any], rows: Array, data: Any, width: int) -> Any:
+    """`fn(some rows, their numbers, data)` of all, so many at a time that a table of `width` columns stays small."""
     size = max(1, min(len(rows), ELEMENTS // width))
     parts = []
     for start in range(0, len(rows), size):
         first = min(start, len(rows) - size)  # blocks of one size, so one program
-        part = jax.device_get(fn(rows[first : first + size], jnp.arange(first, first + size)))
+        part = jax.device_get(fn(rows[first : first + size], jnp.arange(first, first + size), data))
         parts.append(jax.tree.map(lambda leaf, cut=start - first: leaf[cut:], part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -38,10 +38,10 @@ class Events(NamedTuple):
     n: int
 
     def hashes(self) -> np.ndarray:
-        """A number for each window [R], equal for equal ones."""
-        odd = np.uint64(0x9E3779B97F4A7C15)
-        powers = np.cumprod(np.full(self.windows.shape[1], odd))
-        return ((self.windows + 2).astype(np.uint64) * powers).sum(axis=1, dtype=np.uint64)
+        """A number for each token [R], equal where windows are equal up to the token itself."""
+        read = (self.windows[:, : self.before + 1] + 2).astype(np.uint64)
+        powers = np.cumprod(np.full(read.shape[1], 0x9E3779B97F4A7C15, np.uint64))
+        return (read * powers).sum(axis=1, dtype=np.uint64)
 
     def look(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and activations around some events, [n, W] each."""

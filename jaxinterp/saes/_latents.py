@@ -13,7 +13,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Params
-from jaxinterp.saes._directions import Ranked, extreme_tokens, nearest_latents, unembedding
+from jaxinterp.saes._directions import Ranked, extreme_tokens, nearest_latents
 from jaxinterp.saes._events import LATENTS_OF_ROW, Events, events_of
 from jaxinterp.saes._partners import PARTNER_SAMPLE, coactive_latents
 from jaxinterp.saes._running import BINS, NOTHING, Largest, count_into, draws, first_of, largest
@@ -47,7 +47,8 @@ class LatentDescriptions:
         max_activation, mean_activation: [N], over those; 0 where there is none.
         counts: int32 [N, 64], the histogram of activations: bin i is [i w, (i + 1) w).
         bin_width: [N], w: a power of 2, so that the largest activation is in the upper half of the bins.
-        top: contexts [N, n_top, W] of the largest activations, one for each text and one for each sequence of W tokens.
+        top: contexts [N, n_top, W] of the largest activations, the largest first; no two of one text, or with the same tokens
+            before and at the one in question.
         quantiles: contexts [N, n_quantiles, per_quantile, W] of a uniform sample of all tokens at which the latent is active,
             sorted, the largest first, and cut into equal parts.
         promoted, suppressed: tokens whose logits the decoder row raises and lowers most, in logits; none for a site that is not
@@ -117,21 +118,22 @@ def describe_latents(
 ) -> LatentDescriptions:
     """Describes all latents of a dictionary in one pass over texts.
 
-    Top contexts are exact: of each text the token of largest activation, of texts that are equal over the whole context the first,
-    and of those the `n_top` largest. Quantile contexts are examples of all strengths: of the tokens at which a latent is active
-    a uniform sample of n_quantiles * per_quantile (those with the smallest of random numbers that belong to token and latent, so that
-    the same texts give the same sample, however they are batched), sorted and cut.
+    Top contexts are exact: of each text the token of largest activation; of those with equal tokens before them (as far as a
+    context goes), again the largest; and of these the `n_top` largest. Quantile contexts are examples of all strengths: of the
+    tokens at which a latent is active a uniform sample of n_quantiles * per_quantile, sorted and cut. (Each pair of a token and a
+    latent has a random number of its own, and the smallest are taken: the same texts give the same sample, however they are
+    batched.)
 
-    Co-activation is counted in the rows of such a sample of 64 tokens for each latent i: the share s of them at which j is active,
-    so that i and j are active together at about s n_i tokens, and the Jaccard index is s n_i / (n_i + n_j - s n_i). It is exact where
-    n_i is at most 64; else s has a standard error of at most 0.06. Of a row with more than 64 active latents the 64 strongest count.
-    So rare latents have partners as good as frequent ones, and no table of N x N is made.
+    Co-activation is counted in the rows of such a sample of 64 tokens for each latent i: the share s of them at which j is
+    active. So i and j are active together at about s n_i tokens, and their Jaccard index is s n_i / (n_i + n_j - s n_i): exactly
+    where n_i is at most 64, else with a standard error of s of at most 0.06. Of a row with more than 64 active latents the 64
+    strongest count. Rare latents have partners as good as frequent ones, and no table of N x N is made.
 
     Tokens are promoted by a decoder row of length sqrt(D) alone: the logits that the model's own norm and unembedding give it,
     less those of a row of zeros, less their mean over the vocabulary.
 
-    The memory does not grow with the texts: N (n_top + n_quantiles * per_quantile) W 8 bytes for contexts, up to N * 64 * 64 * 4 for
-    co-activation, and the activations of one batch; of 16,384 latents with the default settings and k = 32, 0.27 GB.
+    The memory does not grow with the texts: 8 N W (n_top + n_quantiles per_quantile) bytes for contexts of W tokens, 16,384 N for
+    co-activation, and the activations of one batch. Of 16,384 latents, with the default settings, that is 0.4 GB.
 
     Args:
         sae: the dictionary; a transcoder's latents are active where it reads, and write to its target.
@@ -144,7 +146,8 @@ def describe_latents(
         n_latents: nearest, and co-active, latents.
         exclude, exclude_positions: tokens that are not counted, as of `loss_recovered`.
         threshold: a latent is active above it.
-        unembed: logits [n, V] of rows [n, D] that the dictionary writes. None: `model.unembed`, where that is the residual stream.
+        unembed: logits [n, V] of rows [n, D] that the dictionary writes. None: `model.unembed`, where those rows are in the
+            residual stream.
 
     Returns:
         The descriptions.
@@ -164,8 +167,8 @@ def describe_latents(
         >>> found.top.tokens.shape, found.quantiles.tokens.shape
         ((64, 20, 25), (64, 5, 4, 25))
 
-    Source: the parts of the dashboards of Bricken et al. 2023 (Towards Monosemanticity), whose intervals are of the activation; here
-    of its rank.
+    Source: the parts are those of the dashboards of Bricken et al. 2023 (Towards Monosemanticity); intervals there are of the
+    activation, here of its rank.
     """
     sizes = dict(n_top=n_top, n_quantiles=n_quantiles, per_quantile=per_quantile, before=context[0], behind=context[1],
                  n_tokens=n_tokens, n_latents=n_latents, threshold=threshold)  # fmt: skip
@@ -186,8 +189,8 @@ def describe_latents(
             f"describe_latents saw no token: give at least one batch, of which exclude={tuple(exclude)} and "
             f"exclude_positions={tuple(exclude_positions)} leave something."
         )
-    unembed = unembed or unembedding(sae, model, params, dtype)
-    return _result(sae, running, n_quantiles, context[0], extreme_tokens(sae, unembed, n_tokens), n_latents)
+    extremes = extreme_tokens(sae, model, params, unembed, dtype, n_tokens)
+    return _result(sae, running, n_quantiles, context[0], extremes, n_latents)
 
 
 @dataclasses.dataclass
