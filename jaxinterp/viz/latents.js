@@ -16,12 +16,14 @@ const whole = (n) => n.toLocaleString("en-US");
 const sized = (v, digits = 3) => {
   if (v === null) return "undefined";
   if (v === 0) return "0";
-  const text = Math.abs(v) >= 0.001 && Math.abs(v) < 1e6 ? String(+v.toPrecision(digits)) : v.toExponential(digits - 1);
+  const size = Math.abs(v);
+  const text = size >= 10 ** digits && size < 1e6 ? whole(Math.round(v)) : size >= 0.001 && size < 1e6 ? v.toPrecision(digits) : v.toExponential(digits - 1);
   return text.replace("-", "\u2212");
 };
 const share = (v) => (v === 0 ? "never" : `${sized(100 * v)} %`);
 // Spaces are seen where a token stands alone; in a stretch of text they are spaces.
 const visible = (text) => text.replaceAll(" ", "\u00b7");
+const chips = (tokens) => element("div", { class: "chips" }, ...tokens.map(token));
 const token = (i) => element("span", { class: "chip mono" }, visible(latents.tokens[i]));
 const isDead = (i) => latents.rate[i] === 0;
 

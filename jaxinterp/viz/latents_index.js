@@ -2,8 +2,8 @@
 const HEIGHT = 33;
 const COLUMNS = [
   { name: "number", head: "latent", value: (i) => i, cell: (i) => [element("a", { href: `latent.html#${i}` }, String(i))], first: 1 },
-  { name: "fires", head: "fires on", cell: (i) => latents.fires[i].map(token) },
-  { name: "promotes", head: "promotes", cell: (i) => latents.promotes[i].map(token), absent: !latents.promotes },
+  { name: "fires", head: "fires on", cell: (i) => [chips(latents.fires[i])] },
+  { name: "promotes", head: "promotes", cell: (i) => [chips(latents.promotes[i])], absent: !latents.promotes },
   { name: "label", head: "label", value: (i) => latents.labels[i], cell: (i) => [latents.labels[i]], first: 1, absent: !latents.labels },
   { name: "f1", head: "F1", value: (i) => latents.f1[i], cell: (i) => [sized(latents.f1[i], 2)], first: -1, absent: !latents.f1 },
   { name: "rate", head: "firing rate", value: (i) => latents.rate[i], cell: (i) => [share(latents.rate[i])], first: -1 },
@@ -51,7 +51,7 @@ function draw() {
   const last = Math.min(shown.length, first + Math.ceil(window.innerHeight / HEIGHT) + 40);
   if (first === drawn[0] && last === drawn[1]) return;
   drawn = [first, last];
-  const space = (n) => element("tr", { class: "space", "aria-hidden": "true" }, element("td", { colspan: COLUMNS.length, style: "" }));
+  const space = () => element("tr", { class: "space", "aria-hidden": "true" }, element("td"));
   const before = space();
   const behind = space();
   before.firstChild.style.height = `${first * HEIGHT}px`;

@@ -19,8 +19,8 @@ function load(number) {
 
 // A latent as a link that says what it is about.
 function other(i) {
-  const about = latents.labels ? [element("span", { class: "small soft" }, latents.labels[i])] : latents.fires[i].slice(0, 3).map(token);
-  return [element("a", { href: `#${i}` }, String(i)), element("span", { class: "about" }, ...about)];
+  const about = latents.labels ? element("div", { class: "about small soft", title: latents.labels[i] }, latents.labels[i]) : chips(latents.fires[i].slice(0, 3));
+  return [element("div", { class: "other" }, element("a", { href: `#${i}` }, String(i)), about)];
 }
 
 function context([center, tokens, active], most) {
@@ -82,16 +82,16 @@ function examples(i, one) {
   const made = element("div", { class: "examples" });
   if (!one.top.length) return made;
   const ramp = element("div", { class: "ramp small soft" }, element("span", {}, "0"), element("i"), element("span", {}, `${sized(latents.max[i])} activation`));
-  made.append(block("Strongest", "one for each text", list(one.top, latents.max[i]), ramp));
+  made.append(block("Strongest", "no two of one text, or with the same tokens before", list(one.top, latents.max[i]), ramp));
   const total = one.quantiles.length;
   const own = ([center, , active]) => sized(new Map(active).get(center));
   const parts = one.quantiles.flatMap((part, q) => {
     if (!part.length) return [];
-    const title = `${sized((100 * (total - q)) / total)} to ${sized((100 * (total - q - 1)) / total)} %`;
-    const range = part.length > 1 ? `: ${own(part[0])} to ${own(part[part.length - 1])}` : "";
-    return [element("h3", {}, title, element("span", { class: "soft" }, range)), list(part, latents.max[i])];
+    const percent = (parts) => whole(Math.round((100 * parts) / total));
+    const title = `${percent(total - q - 1)} to ${percent(total - q)} %`;
+    return [element("h3", {}, title, element("span", { class: "soft" }, `, here ${own(part[part.length - 1])} to ${own(part[0])}`)), list(part, latents.max[i])];
   });
-  made.append(block("Of all strengths", "a random sample of all tokens at which it is active, sorted, in equal parts", ...parts));
+  made.append(block("Of all strengths", "a random sample of all tokens at which it is active, sorted by activation and cut into equal parts", ...parts));
   return made;
 }
 
