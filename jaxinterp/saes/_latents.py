@@ -16,7 +16,7 @@ from jaxinterp._typing import Array, Params
 from jaxinterp.saes._directions import Ranked, extreme_tokens, nearest_latents
 from jaxinterp.saes._events import LATENTS_OF_ROW, Events, events_of
 from jaxinterp.saes._partners import PARTNER_SAMPLE, coactive_latents
-from jaxinterp.saes._running import BINS, NOTHING, Largest, count_into, draws, first_of, largest
+from jaxinterp.saes._running import BINS, NOTHING, Largest, count_into, draws, largest
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._site import Batch, as_batch, read_site
 
@@ -215,7 +215,7 @@ def _nothing(n: int, n_top: int, n_sample: int, width: int) -> _Running:
         total=np.zeros(n, np.float64),
         counts=np.zeros((n, BINS), np.int64),
         exponents=np.full(n, NOTHING, np.int64),
-        top=largest(n, n_top, **texts),
+        top=largest(n, n_top, identities=((), np.uint64, 0), **texts),
         sample=largest(n, n_sample, **texts),
         partners=largest(n, PARTNER_SAMPLE, sets=((LATENTS_OF_ROW,), np.int32, -1)),
     )
@@ -235,19 +235,13 @@ def _add(running: _Running, events: Events) -> None:
     running.fired += np.bincount(latents, minlength=n)
     running.total += np.bincount(latents, weights=values, minlength=n)
     count_into(running.counts, running.exponents, latents, values)
-    every = np.arange(len(latents))
-    strongest = np.flatnonzero(first_of(values, events.texts[rows], latents))
     numbers = (running.rows + events.numbers[rows]) * n + latents
-    rank = -draws(numbers)
-    offers = (
-        (running.top, strongest, values.astype(np.float64), events.hashes()[rows]),
-        (running.sample, every, rank, numbers.astype(np.uint64)),
+    running.top.offer(
+        latents, values.astype(np.float64), events.look, texts=events.texts[rows], identities=events.hashes()[rows]
     )
-    for kept, offered, keys, identities in offers:
-        taken, at = kept.offer(latents[offered], keys[offered], identities[offered])
-        kept.data["tokens"][at], kept.data["activations"][at] = events.look(offered[taken])
-    taken, at = running.partners.offer(latents, rank, numbers.astype(np.uint64))
-    running.partners.data["sets"][at] = events.sets()[rows[taken]]
+    order = -draws(numbers)
+    running.sample.offer(latents, order, events.look)
+    running.partners.offer(latents, order, lambda taken: {"sets": events.sets(rows[taken])})
     running.rows += events.counted
 
 
@@ -268,7 +262,7 @@ def _result(
         mean_activation=(running.total / np.maximum(fired, 1)).astype(np.float32),
         counts=running.counts.astype(np.int32),
         bin_width=np.where(fired, np.ldexp(1.0 / BINS, np.where(fired, running.exponents, 0)), 0.0).astype(np.float32),
-        top=Contexts(**top),
+        top=Contexts(tokens=top["tokens"], activations=top["activations"]),
         quantiles=Contexts(**{name: _cut(a, sizes, n_quantiles) for name, a in sample.items()}),
         promoted=tokens[0],
         suppressed=tokens[1],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,30 +21,41 @@ class Largest:
 
     Attributes:
         keys: [N, slots], -inf in empty slots.
-        identities: uint64 [N, slots], of equal ones of a latent only the entry of largest key is kept.
         data: what belongs to an entry, [N, slots, ...] each.
     """
 
     keys: np.ndarray
-    identities: np.ndarray
     data: dict[str, np.ndarray]
 
     def offer(
-        self, latents: np.ndarray, keys: np.ndarray, identities: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        self,
+        latents: np.ndarray,
+        keys: np.ndarray,
+        look: Callable[[np.ndarray], dict[str, np.ndarray]],
+        *,
+        texts: np.ndarray | None = None,
+        identities: np.ndarray | None = None,
+    ) -> None:
         """Takes those of some entries that are among the largest; of equal keys the earlier one.
 
-        Returns:
-            Which entries were taken, and (latents, slots) where their data are to be put.
+        Args:
+            latents, keys: of the entries, [E].
+            look: the data of those whose numbers it is given.
+            texts: [E], only the largest entry of a latent in each is offered.
+            identities: uint64 [E], of equal ones of a latent only the largest entry is kept; also against those that were taken
+                earlier, whose identities are among the data.
         """
-        passed = np.flatnonzero(keys > self.keys.min(axis=1)[latents])
-        touched, owner = np.unique(latents[passed], return_inverse=True)
+        offered = np.flatnonzero(keys > self.keys.min(axis=1)[latents])
+        if texts is not None:
+            offered = offered[first_of(keys[offered], texts[offered], latents[offered])]
+        touched, owner = np.unique(latents[offered], return_inverse=True)
         n_slots = self.keys.shape[1]
         n_old = len(touched) * n_slots
         owner = np.concatenate([np.repeat(np.arange(len(touched)), n_slots), owner])
-        rival = np.concatenate([self.keys[touched].ravel(), keys[passed]])
-        same = np.concatenate([self.identities[touched].ravel(), identities[passed]])
-        rival[~first_of(rival, same, owner)] = -np.inf
+        rival = np.concatenate([self.keys[touched].ravel(), keys[offered]])
+        if identities is not None:
+            same = np.concatenate([self.data["identities"][touched].ravel(), identities[offered]])
+            rival[~first_of(rival, same, owner)] = -np.inf
         order = np.lexsort((-rival, owner))
         rank = np.arange(len(order)) - np.searchsorted(owner[order], owner[order])
         kept = order[(rank < n_slots) & (rival[order] > -np.inf)]
@@ -54,9 +66,12 @@ class Largest:
         new = kept[kept >= n_old]  # in the order of their owners
         free = np.argsort(stays, axis=1, kind="stable")
         slots = free[owner[new], np.arange(len(new)) - np.searchsorted(owner[new], owner[new])]
-        taken, at = passed[new - n_old], (touched[owner[new]], slots)
-        self.keys[at], self.identities[at] = keys[taken], identities[taken]
-        return taken, at
+        taken, at = offered[new - n_old], (touched[owner[new]], slots)
+        self.keys[at] = keys[taken]
+        for name, value in look(taken).items():
+            self.data[name][at] = value
+        if identities is not None:
+            self.data["identities"][at] = identities[taken]
 
     def ordered(self, by: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """How many entries each latent has [N], and their data from the largest of `by` [N, slots] on; behind them is nothing."""
@@ -69,7 +84,7 @@ class Largest:
 def largest(n: int, slots: int, **data: tuple[tuple[int, ...], Any, Any]) -> Largest:
     """Empty slots; `data` gives shape, dtype and the value of nothing."""
     filled = {name: np.full((n, slots, *shape), nothing, dtype) for name, (shape, dtype, nothing) in data.items()}
-    return Largest(keys=np.full((n, slots), -np.inf), identities=np.zeros((n, slots), np.uint64), data=filled)
+    return Largest(keys=np.full((n, slots), -np.inf), data=filled)
 
 
 def first_of(keys: np.ndarray, *groups: np.ndarray) -> np.ndarray:

@@ -194,6 +194,8 @@ def test_exclusions_thresholds_and_sites_outside_the_residual_stream():
     assert (values[:, BEFORE] > 0.3).all() and (got.top.activations[got.top.tokens == 2] == 0).all()
     own = describe_latents(sae, MODEL, PARAMS, [tokens], unembed=lambda rows: rows[:, :5], **SETTINGS)
     assert own.promoted.ids.max() == 4 and own.rows == 40
+    silent = describe_latents(sae, MODEL, PARAMS, [tokens], threshold=1e6, **SETTINGS)
+    assert not silent.firing_rate.any() and (silent.quantiles.tokens == -1).all() and (silent.coactive.ids == -1).all()
     with pytest.raises(ji.InputError, match="saw no token"):
         describe_latents(sae, MODEL, PARAMS, [tokens], exclude=[0, 1, 2])
     with pytest.raises(ji.InputError, match="n_top=0, behind=-1: numbers of contexts"):
@@ -216,7 +218,7 @@ def test_histograms_grow_by_any_factor():
 def test_the_largest_of_many_offers():
     """Against a loop that keeps all, with identities that come again."""
     rng = np.random.default_rng(0)
-    kept = largest(5, 3, value=((), np.float64, 0.0))
+    kept = largest(5, 3, value=((), np.float64, 0.0), identities=((), np.uint64, 0))
     everything = {}
     for _ in range(30):
         latents, keys, identities = (
@@ -224,8 +226,7 @@ def test_the_largest_of_many_offers():
             rng.normal(size=20),
             rng.integers(0, 40, 20).astype(np.uint64),
         )
-        taken, at = kept.offer(latents, keys, identities)
-        kept.data["value"][at] = keys[taken]
+        kept.offer(latents, keys, lambda taken: {"value": keys[taken]}, identities=identities)  # noqa: B023
         for latent, key, identity in zip(latents, keys, identities, strict=True):
             everything[latent, identity] = max(key, everything.get((latent, identity), -np.inf))
         for latent in range(5):
