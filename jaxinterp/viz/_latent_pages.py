@@ -93,8 +93,8 @@ def latent_pages(
         facts = {"site": descriptions.site or None, "tokens": f"{int(descriptions.rows):,}"} | dict(provenance or {})
         head = f"<header><h1>{escape(title)}</h1><p class='soft' id='about'></p></header>"
         ledes = [f'<p class="lede">{escape(note)}</p>' for note in notes]
-        body = [head, *ledes, _LIST, provenance_html(facts, command)]
-        for name, body, script in (("latent", [_LATENT], "latents_one.js"), ("index", body, "latents_index.js")):
+        listed = [head, *ledes, _LIST, provenance_html(facts, command)]
+        for name, body, script in (("latent", [_LATENT], "latents_one.js"), ("index", listed, "latents_index.js")):
             write_page(
                 partial / f"{name}.html", heading=title, body=body, data={}, styles=["page.css", "latents.css"],
                 scripts=["latents.js", script], beside=["data/index.js"],
@@ -154,7 +154,7 @@ def _index(
         "title": title,
         "chunk": CHUNK,
         "rows": int(found.rows),
-        "tokens": [printable(texts[i]) for i in used.tolist()],
+        "tokens": [printable(texts[int(i)]) for i in used],
         "rate": _short(found.firing_rate),
         "max": _short(found.max_activation),
         "mean": _short(found.mean_activation),
