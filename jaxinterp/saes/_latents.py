@@ -133,7 +133,8 @@ def describe_latents(
     less those of a row of zeros, less their mean over the vocabulary.
 
     The memory does not grow with the texts: 8 N W (n_top + n_quantiles per_quantile) bytes for contexts of W tokens, 16,384 N for
-    co-activation, and the activations of one batch. Of 16,384 latents, with the default settings, that is 0.4 GB.
+    co-activation, the result, and the active latents of one batch (with all others, where the architecture gives them): of 16,384
+    latents of a TopK dictionary, with the default settings, 1.3 GB in all. What is kept is on the host.
 
     Args:
         sae: the dictionary; a transcoder's latents are active where it reads, and write to its target.
