@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Params
 from jaxinterp.saes._directions import Ranked, extreme_tokens, nearest_latents
-from jaxinterp.saes._events import LATENTS_OF_ROW, Events, events_of
-from jaxinterp.saes._partners import PARTNER_SAMPLE, coactive_latents
-from jaxinterp.saes._running import BINS, NOTHING, Largest, count_into, draws, largest
+from jaxinterp.saes._events import events_of
+from jaxinterp.saes._partners import coactive_latents
+from jaxinterp.saes._running import BINS, PARTNER_SAMPLE, Running, add, nothing_yet
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._site import Batch, as_batch, read_site
 
@@ -178,13 +177,13 @@ def describe_latents(
     ]
     if below:
         raise InputError(f"{', '.join(below)}: numbers of contexts are at least 1, the others at least 0.")
-    running = _nothing(sae.config.n_latents, n_top, n_quantiles * per_quantile, sum(context) + 1)
+    running = nothing_yet(sae.config.n_latents, n_top, n_quantiles * per_quantile, sum(context) + 1)
     dtype = None
     for i, tokens in enumerate(batches):
         batch = as_batch(tokens, tuple(exclude), tuple(exclude_positions))
         codes, row = jax.device_get(_codes(sae, params, batch, model=model))
         dtype = row.dtype
-        _add(running, events_of(codes, batch, context, threshold, where=f"{sae.config.site!r} in batch {i}"))
+        add(running, events_of(codes, batch, context, threshold, where=f"{sae.config.site!r} in batch {i}"))
     if not running.rows:
         raise InputError(
             f"describe_latents saw no token: give at least one batch, of which exclude={tuple(exclude)} and "
@@ -194,34 +193,6 @@ def describe_latents(
     return _result(sae, running, n_quantiles, context[0], extremes, n_latents)
 
 
-@dataclasses.dataclass
-class _Running:
-    """What the pass has seen."""
-
-    fired: np.ndarray
-    total: np.ndarray
-    counts: np.ndarray
-    exponents: np.ndarray
-    top: Largest
-    sample: Largest
-    partners: Largest
-    rows: int = 0
-
-
-def _nothing(n: int, n_top: int, n_sample: int, width: int) -> _Running:
-    """Before the first batch."""
-    texts = dict(tokens=((width,), np.int32, -1), activations=((width,), np.float32, 0.0))
-    return _Running(
-        fired=np.zeros(n, np.int64),
-        total=np.zeros(n, np.float64),
-        counts=np.zeros((n, BINS), np.int64),
-        exponents=np.full(n, NOTHING, np.int64),
-        top=largest(n, n_top, identities=((), np.uint64, 0), **texts),
-        sample=largest(n, n_sample, **texts),
-        partners=largest(n, PARTNER_SAMPLE, sets=((LATENTS_OF_ROW,), np.int32, -1)),
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("model",))
 def _codes(sae: SAE, params: Params, batch: Batch, *, model: Any) -> tuple[Any, Array]:
     """The activations of all latents, and a row of the site of no width, which has its dtype."""
@@ -229,25 +200,8 @@ def _codes(sae: SAE, params: Params, batch: Batch, *, model: Any) -> tuple[Any, 
     return sae.encode_active(value), value[0, 0, :0]
 
 
-def _add(running: _Running, events: Events) -> None:
-    """Counts the events of a batch."""
-    rows, latents, values = events.rows, events.latents, events.values
-    n = len(running.fired)
-    running.fired += np.bincount(latents, minlength=n)
-    running.total += np.bincount(latents, weights=values, minlength=n)
-    count_into(running.counts, running.exponents, latents, values)
-    numbers = (running.rows + events.numbers[rows]) * n + latents
-    running.top.offer(
-        latents, values.astype(np.float64), events.look, texts=events.texts[rows], identities=events.hashes()[rows]
-    )
-    order = -draws(numbers)
-    running.sample.offer(latents, order, events.look)
-    running.partners.offer(latents, order, lambda taken: {"sets": events.sets(rows[taken])})
-    running.rows += events.counted
-
-
 def _result(
-    sae: SAE, running: _Running, n_quantiles: int, before: int, tokens: tuple[Ranked, Ranked], n_latents: int
+    sae: SAE, running: Running, n_quantiles: int, before: int, tokens: tuple[Ranked, Ranked], n_latents: int
 ) -> LatentDescriptions:
     """The descriptions, after the last batch."""
     fired = running.fired

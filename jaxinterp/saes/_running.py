@@ -1,4 +1,4 @@
-"""What a pass over texts keeps of each latent: the entries of largest key, and a histogram whose bins grow. On the host."""
+"""What a pass over texts keeps of each latent: contexts of largest key, and a histogram whose bins grow. On the host."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxinterp.saes._events import LATENTS_OF_ROW, Events
+
 BINS = 64
 """Of a histogram. The largest activation lies in the upper half of them, since a bin's width is a power of 2."""
+
+PARTNER_SAMPLE = 64
+"""Tokens of each latent at which the others are counted."""
 
 NOTHING = -(2**30)
 """The exponent of a latent that has no activation yet."""
@@ -129,3 +134,48 @@ def count_into(counts: np.ndarray, exponents: np.ndarray, latents: np.ndarray, v
         counts[grown, : BINS >> joined] = fewer
     bins = np.ldexp(values.astype(np.float64), BINS.bit_length() - 1 - exponents[latents]).astype(np.int64)
     counts += np.bincount(latents * BINS + bins, minlength=counts.size).reshape(counts.shape)
+
+
+@dataclasses.dataclass
+class Running:
+    """What the pass has seen."""
+
+    fired: np.ndarray
+    total: np.ndarray
+    counts: np.ndarray
+    exponents: np.ndarray
+    top: Largest
+    sample: Largest
+    partners: Largest
+    rows: int = 0
+
+
+def nothing_yet(n: int, n_top: int, n_sample: int, width: int) -> Running:
+    """Before the first batch."""
+    texts = dict(tokens=((width,), np.int32, -1), activations=((width,), np.float32, 0.0))
+    return Running(
+        fired=np.zeros(n, np.int64),
+        total=np.zeros(n, np.float64),
+        counts=np.zeros((n, BINS), np.int64),
+        exponents=np.full(n, NOTHING, np.int64),
+        top=largest(n, n_top, identities=((), np.uint64, 0), **texts),
+        sample=largest(n, n_sample, **texts),
+        partners=largest(n, PARTNER_SAMPLE, sets=((LATENTS_OF_ROW,), np.int32, -1)),
+    )
+
+
+def add(running: Running, events: Events) -> None:
+    """Counts the events of a batch."""
+    rows, latents, values = events.rows, events.latents, events.values
+    n = len(running.fired)
+    running.fired += np.bincount(latents, minlength=n)
+    running.total += np.bincount(latents, weights=values, minlength=n)
+    count_into(running.counts, running.exponents, latents, values)
+    numbers = (running.rows + events.numbers[rows]) * n + latents
+    running.top.offer(
+        latents, values.astype(np.float64), events.look, texts=events.texts[rows], identities=events.hashes()[rows]
+    )
+    order = -draws(numbers)
+    running.sample.offer(latents, order, events.look)
+    running.partners.offer(latents, order, lambda taken: {"sets": events.sets(rows[taken])})
+    running.rows += events.counted
