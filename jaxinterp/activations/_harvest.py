@@ -163,8 +163,10 @@ def _listed(wanted: Any) -> list[Any]:
 
 
 def _target(entry: Any, table: SiteTable) -> Target:
-    """A site as the caller names it: ("resid_post", 3), "embed", "blocks.3.hook_resid_post"."""
+    """A site as the caller names it: ("resid_post", 3), "resid_post.3", "embed", "blocks.3.hook_resid_post"."""
     name, layer = (entry, None) if isinstance(entry, str) else entry
+    if layer is None and name.rpartition(".")[2].isdigit():
+        name, _, layer = name.rpartition(".")
     site, named = table.resolve(name)
     layer = named if layer is None else int(layer)
     shape = table[site]

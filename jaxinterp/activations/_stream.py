@@ -44,7 +44,7 @@ class ActivationStream:
         model: the model.
         params: its parameters, on the mesh in any way (`jaxinterp.weights.shard`) or not.
         tokens: made by `read_tokens`.
-        sites: ("resid_post", 3) for a site in a layer, "embed" for one outside; or TransformerLens's names.
+        sites: ("resid_post", 3) or "resid_post.3" for a site in a layer, "embed" for one outside; or TransformerLens's names.
         batch_size: rows of a batch, over all devices.
         buffer_size: rows of the pool, over all devices; None: 32 batches or four passes of the model, whichever is more. For a
             moment of each shuffle one site's rows are there twice.
