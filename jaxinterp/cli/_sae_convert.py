@@ -10,14 +10,17 @@ from jaxinterp import saes
 from jaxinterp.cli._commands import Command
 from jaxinterp.cli._options import OptionalText, OutputArgs, OutputOptions
 from jaxinterp.cli._output import Output
-from jaxinterp.cli._sae_options import DictionaryArgs, dictionary_line, load_dictionary
+from jaxinterp.cli._sae_options import Dictionary, FileArgs, dictionary_line, load_dictionary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
     """Options of `jaxinterp sae convert`."""
 
-    dictionary: DictionaryArgs
+    dictionary: Dictionary
+    """A folder, or OWNER/REPOSITORY on the hub."""
+
+    files: FileArgs
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """The new folder."""
@@ -36,16 +39,16 @@ class Convert:
 
 def run(options: Convert, output: Output, command: str) -> dict[str, Any]:
     """Reads, writes, and says what."""
-    sae = load_dictionary(options.dictionary, dtype=None)
-    read = "jaxinterp" if sae.source is None else sae.source.form
+    sae = load_dictionary(options.dictionary, options.files, dtype=None)
     folder = saes.save(sae, options.out, form=options.form, dtype=options.dtype, overwrite=options.overwrite)
     files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
-    output.line(f"read {options.dictionary.dictionary}: form {read}; {dictionary_line(sae)}")
+    source = None if sae.source is None else sae.source.form
+    output.line(f"read {options.dictionary}: {dictionary_line(sae)}; made by {source or 'jaxinterp'}")
     output.line(f"wrote {folder}: form {options.form}")
     for name, size in files.items():
         output.line(f"  {name}   {size:,} bytes")
     return {
-        "read": {"form": read, "sae": saes.described(sae.config)},
+        "read": {"made_by": source or "jaxinterp", "sae": saes.described(sae.config)},
         "written": {"folder": str(folder), "form": options.form, "bytes": files},
     }
 

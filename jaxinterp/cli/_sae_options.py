@@ -1,6 +1,7 @@
 """Options that the commands on dictionaries share."""
 
 import dataclasses
+import json
 import sys
 import typing
 from collections.abc import Sequence
@@ -12,7 +13,15 @@ import tyro
 
 from jaxinterp import activations, saes
 from jaxinterp._errors import InputError
-from jaxinterp.cli._options import OptionalInteger, OptionalNumber, OptionalText, check_range
+from jaxinterp.cli._options import (
+    ModelOptions,
+    OptionalInteger,
+    OptionalNumber,
+    OptionalText,
+    check_range,
+    tokenizer_of,
+)
+from jaxinterp.cli._output import Output
 from jaxinterp.saes import SAE
 from jaxinterp.weights import LanguageModel
 
@@ -24,7 +33,7 @@ class TextOptions:
     """What the model reads."""
 
     text: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """Text with a separator between its documents; or .jsonl, with a text in each line; or .npy, token ids [documents, positions]."""
+    """Text with a separator between documents; .jsonl with a text in each line; or .npy, token ids [documents, positions]."""
 
     separator: str = "<|endoftext|>"
     """What stands between the documents of a text."""
@@ -37,11 +46,8 @@ class TextOptions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DictionaryOptions:
-    """Which dictionary, and what its files leave open."""
-
-    dictionary: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DICTIONARY")]
-    """A folder, or OWNER/REPOSITORY on the hub."""
+class FileOptions:
+    """Where a dictionary lies, and what its files leave open."""
 
     subfolder: OptionalText = None
     """Where in the folder or repository it lies, such as layer_20/width_16k/average_l0_71."""
@@ -62,8 +68,9 @@ class DictionaryOptions:
     """What rows are multiplied by first, where its files ask for rows of a certain mean norm and do not say it."""
 
 
+Dictionary = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DICTIONARY")]
 TextArgs = Annotated[TextOptions, tyro.conf.arg(name="")]
-DictionaryArgs = Annotated[DictionaryOptions, tyro.conf.arg(name="")]
+FileArgs = Annotated[FileOptions, tyro.conf.arg(name="")]
 
 
 def options_of(config: type, *without: str, **defaults: Any) -> Any:
@@ -87,17 +94,21 @@ def fields_of(options: Any) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
-def load_dictionary(options: DictionaryOptions, *, dtype: str | None = "float32") -> SAE:
+def load_dictionary(dictionary: str, options: FileOptions, *, dtype: str | None = "float32") -> SAE:
     """The dictionary that was asked for."""
     return saes.load(
-        options.dictionary, subfolder=options.subfolder, revision=options.dictionary_revision, form=options.read_form,
+        dictionary, subfolder=options.subfolder, revision=options.dictionary_revision, form=options.read_form,
         dtype=dtype, site=options.site, target=options.target, scale=options.scale,
     )  # fmt: skip
 
 
-def read_text(lm: LanguageModel, options: TextOptions, *, seed: int, epochs: int | None) -> activations.Tokens:
+def read_text(
+    lm: LanguageModel, model: ModelOptions, options: TextOptions, *, seed: int, epochs: int | None
+) -> activations.Tokens:
     """The text as batches of tokens, its documents in an order drawn from the seed."""
     check_range("--n-ctx", options.n_ctx, 2, lm.config.n_ctx)
+    if options.text.suffix != ".npy" and options.text.is_file():
+        tokenizer_of(lm, model)
     return activations.read_tokens(
         options.text, lm.tokenizer, n_ctx=options.n_ctx or min(128, lm.config.n_ctx), batch_size=_ROWS_OF_TOKENS,
         seed=seed, epochs=epochs, separator=options.separator, field=options.field,
@@ -105,29 +116,42 @@ def read_text(lm: LanguageModel, options: TextOptions, *, seed: int, epochs: int
 
 
 def open_stream(
-    lm: LanguageModel, tokens: activations.Tokens, sites: Sequence[str], *, batch_size: int, seed: int
+    lm: LanguageModel,
+    tokens: activations.Tokens,
+    sites: Sequence[str],
+    *,
+    batch_size: int,
+    seed: int,
+    buffer_size: int | None = None,
 ) -> activations.ActivationStream:
     """Rows of sites, in random order."""
     return activations.ActivationStream(
-        lm.model, lm.params, tokens, list(dict.fromkeys(sites)), batch_size=batch_size, key=jax.random.key(seed)
-    )
+        lm.model, lm.params, tokens, list(dict.fromkeys(sites)), batch_size=batch_size, buffer_size=buffer_size,
+        key=jax.random.key(seed),
+    )  # fmt: skip
 
 
-def check_widths(sae: SAE, stream: activations.ActivationStream, model: str) -> None:
-    """Refuses a dictionary whose sites have another width in this model."""
+def check_dictionary(sae: SAE, stream: activations.ActivationStream, model: str, output: Output) -> None:
+    """Refuses a dictionary whose sites have another width in this model; notes if it was trained on another one."""
+    config = sae.config
     faults = [
         f"{site!r} is {stream.widths[site]} wide in {model}, and the dictionary {verb} {width} numbers"
-        for site, width, verb in (
-            (sae.config.site, sae.config.d_in, "reads"),
-            (sae.config.target_site, sae.config.width_out, "gives"),
-        )
+        for site, width, verb in ((config.site, config.d_in, "reads"), (config.target_site, config.width_out, "gives"))
         if stream.widths[site] != width
     ]
     if faults:
         raise InputError(
-            f"This dictionary was not made for this model: {'; '.join(dict.fromkeys(faults))}. Give the model that it was trained "
-            "on by --model, or another --site."
+            f"This dictionary was not made for this model: {'; '.join(dict.fromkeys(faults))}. Give the model that it was "
+            "trained on by --model, or another --site."
         )
+    trained = {} if sae.source is None or sae.source.form != "jaxinterp" else sae.source.config
+    parts = {
+        "its model": lambda d: d["model"],
+        "its tokenizer and BOS": lambda d: [d["tokens"]["tokenizer"], d["tokens"]["front"]],
+    }
+    for name, part in parts.items():
+        if trained and part(trained["stream"]) != json.loads(json.dumps(part(stream.description))):
+            output.note(f"warning: {name} in training ({trained['model']}) was another one than here.")
 
 
 def dictionary_line(sae: SAE) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import signal
 import threading
@@ -27,7 +28,6 @@ from jaxinterp.cli._options import (
     load_model,
     model_facts,
     provenance,
-    tokenizer_of,
 )
 from jaxinterp.cli._output import Output, number_or_none
 from jaxinterp.cli._sae_options import TextArgs, dictionary_line, fields_of, open_stream, options_of, read_text
@@ -75,7 +75,7 @@ class Train(Generic[Settings]):
 
 def options(arguments: list[str]) -> Any:
     """The options with those of the architecture that the arguments name."""
-    named = [two for one, two in zip(arguments, arguments[1:], strict=False) if one == "--architecture"]
+    named = [two for one, two in itertools.pairwise(arguments) if one == "--architecture"]
     named += [one.partition("=")[2] for one in arguments if one.startswith("--architecture=")]
     return Train[saes.ARCHITECTURES.get((named or [DEFAULT])[-1], saes.TopK)]
 
@@ -85,9 +85,7 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     check_range("--batch-size", options.batch_size, 1)
     check_range("--n-latents", options.n_latents, 1)
     lm = load_model(options.model)
-    if options.text.text.suffix != ".npy":
-        tokenizer_of(lm, options.model)
-    tokens = read_text(lm, options.text, seed=options.training.seed, epochs=None)
+    tokens = read_text(lm, options.model, options.text, seed=options.training.seed, epochs=None)
     site = options.site or f"resid_post.{(lm.config.n_layers - 1) // 2}"
     sites = [site, *([] if options.target is None else [options.target])]
     stream = open_stream(lm, tokens, sites, batch_size=options.batch_size, seed=options.training.seed)
@@ -140,7 +138,8 @@ def _kept(folder: Path, command: str) -> Iterator[None]:
         if not steps:
             raise
         raise KeyboardInterrupt(
-            f"interrupted; {folder} keeps what was trained up to step {steps[-1]}. The same command goes on from there:\n  {command}"
+            f"interrupted; {folder} keeps what was trained up to step {steps[-1]}. The same command goes on from there:\n  "
+            + command
         ) from None
     finally:
         if in_main:
