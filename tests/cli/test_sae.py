@@ -4,6 +4,7 @@ import math
 import signal
 from typing import get_args
 
+import jax
 import numpy as np
 import pytest
 
@@ -108,7 +109,7 @@ def test_converting_there_and_back_is_exact(cli, dictionary, tmp_path):
     assert "made by saelens" in again.out and "cfg.json" in again.out
     for name in there["written"]["bytes"]:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
-    x = np.random.default_rng(1).normal(size=(5, 8)).astype(np.float32)
+    x = jax.random.normal(jax.random.key(1), (5, 8))
     check_close(saes.load(tmp_path / "back")(x), saes.load(dictionary)(x), 1e-5)
 
 
