@@ -9,11 +9,13 @@ from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._controls import random_dictionary, random_weights
 from jaxinterp.saes._described import ARCHITECTURES, config_from, described
+from jaxinterp.saes._directions import Ranked
 from jaxinterp.saes._evaluate import Evaluation, evaluate
 from jaxinterp.saes._files import load, save
 from jaxinterp.saes._forms import FORMS
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
+from jaxinterp.saes._latents import Contexts, LatentDescriptions, describe_latents
 from jaxinterp.saes._loss_recovered import LossRecovered, loss_recovered
 from jaxinterp.saes._matryoshka import Matryoshka
 from jaxinterp.saes._metrics import read_metrics
@@ -40,14 +42,17 @@ __all__ = [
     "AuxK",
     "Axes",
     "BatchTopK",
+    "Contexts",
     "Evaluation",
     "Gated",
     "JumpReLU",
+    "LatentDescriptions",
     "LossRecovered",
     "Matryoshka",
     "Outcome",
     "Predicates",
     "Program",
+    "Ranked",
     "ReLU",
     "Recovery",
     "SAEConfig",
@@ -66,6 +71,7 @@ __all__ = [
     "config_from",
     "count_tokens",
     "decode_active",
+    "describe_latents",
     "described",
     "encode_active",
     "evaluate",

@@ -81,7 +81,7 @@ def attention_page(
         "patterns": _packed(chosen, causal),
     }
     styles = ["page.css", "attention.css"]
-    return write_page(path, heading=title, body=body, data=data, styles=styles, script="attention.js")
+    return write_page(path, heading=title, body=body, data=data, styles=styles, scripts=["attention.js"])
 
 
 _PANES = """<noscript><p>The patterns are drawn by a script in this file; allow it to run.</p></noscript>

@@ -23,7 +23,8 @@ def write_page(
     body: Sequence[str],
     data: object,
     styles: Sequence[str],
-    script: str,
+    scripts: Sequence[str],
+    beside: Sequence[str] = (),
 ) -> Path:
     """Writes one HTML file, whole or not at all.
 
@@ -32,17 +33,20 @@ def write_page(
         heading: of the window.
         body: pieces of HTML; empty ones are left out.
         data: for the script, as JSON.
-        styles, script: files beside this one.
+        styles, scripts: files beside this one.
+        beside: scripts beside the page, which are loaded before its own.
     """
-    css = "".join(_asset(name) for name in styles)
+    css, code = ("".join(_asset(name) for name in names) for names in (styles, scripts))
+    policy = _POLICY.replace("script-src", "script-src 'self' file:") if beside else _POLICY
+    loaded = "".join(f'<script src="{escape(name)}"></script>\n' for name in beside)
     text = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f"<title>{escape(heading)}</title>\n<style>\n{css}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
-        + f'\n</main>\n<script type="application/json" id="data">{_json(data)}</script>\n'
-        f"<script>\n{_asset(script)}</script>\n</body>\n</html>\n"
+        + f'\n</main>\n<script type="application/json" id="data">{json_text(data)}</script>\n{loaded}'
+        f"<script>\n{code}</script>\n</body>\n</html>\n"
     )
     with atomic_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -53,8 +57,8 @@ def _asset(name: str) -> str:
     return importlib.resources.files("jaxinterp.viz").joinpath(name).read_text(encoding="utf-8")
 
 
-def _json(data: object) -> str:
-    """JSON that can stand in a script element: nothing in it can close the element."""
+def json_text(data: object) -> str:
+    """JSON that can stand in a script, and in its element: ASCII, and nothing in it can close the element."""
     written = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=True)
     return written.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

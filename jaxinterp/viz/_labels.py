@@ -39,6 +39,12 @@ def visible(token: str) -> str:
     return token.replace(" ", "·").replace("▁", "·").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
 
 
+def printable(token: str) -> str:
+    """A token with its spaces as they are, and all else that does not print, or would turn the text around it, made visible."""
+    known = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+    return "".join(known.get(c, c if c.isprintable() else f"<U+{ord(c):04X}>") for c in token) or "<empty>"
+
+
 def coordinate(one: "xarray.Dataset", dim: str, i: int) -> int | str:
     """The coordinate of the i-th place along an axis."""
     if dim not in one.coords:

@@ -86,7 +86,7 @@ def sweep_page(
         provenance_html({str(key): item for key, item in effects.attrs.items()} | dict(provenance or {}), command),
     ]
     data = {"views": _data(effects, views)}
-    return write_page(path, heading=heading, body=body, data=data, styles=["page.css"], script="page.js")
+    return write_page(path, heading=heading, body=body, data=data, styles=["page.css"], scripts=["page.js"])
 
 
 def _views(effects: "xarray.Dataset") -> list[View]:

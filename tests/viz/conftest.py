@@ -20,14 +20,14 @@ def ask_browser(tmp_path) -> Callable:
         pytest.skip("chromium is not installed")
 
     def ask(path, script, hash=""):
-        probed = tmp_path / f"probed_{path.name}"
-        caught = f"try {{{script}}} catch (e) {{ said.push(String(e)) }}"
-        script = f"<script>{{ const said = []; {caught} document.title = JSON.stringify(said) }}</script>"
+        probed = path.with_name(f"probed_{path.name}")
+        caught = f"try {{{script}}} catch (e) {{ said.push(String(e)) }} document.title = JSON.stringify(said)"
+        script = f"<script>(async () => {{ const said = []; {caught} }})()</script>"
         probed.write_text(path.read_text().replace("</body>", f"{script}</body>"))
         done = subprocess.run(
             ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=1000", "--dump-dom", probed.as_uri() + hash],
+             f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000", "--dump-dom", probed.as_uri() + hash],
             capture_output=True, text=True, timeout=300,
         )  # fmt: skip
         return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", done.stdout)[1]))
