@@ -38,6 +38,7 @@ COMMANDS = {
     "patch": Summary(module="_patch", summary="sweep over heads, layers, positions: what carries the answer"),
     "sae train": Summary(module="_sae_train", summary="train a sparse dictionary on a site of a model; again: go on"),
     "sae eval": Summary(module="_sae_eval", summary="judge a dictionary: error, sparsity, loss recovered, controls"),
+    "sae page": Summary(module="_sae_page", summary="pages on its latents: contexts, what they write, their neighbors"),
     "sae convert": Summary(module="_sae_convert", summary="rewrite a dictionary in another tool's form, or in ours"),
 }
 

@@ -113,6 +113,14 @@ def test_converting_there_and_back_is_exact(cli, dictionary, tmp_path):
     check_close(saes.load(tmp_path / "back")(x), saes.load(dictionary)(x), 1e-5)
 
 
+def test_pages_of_latents(cli, folder, dictionary, tmp_path):
+    done = cli("sae", "page", dictionary, *options(folder), "--labels", "--out", tmp_path / "pages", "--json")
+    assert done.code == 0, done.err
+    told = done.json()
+    assert told["tokens"] == 720 and 0 < told["active"] <= 40 and told["files"] == [str(tmp_path / "pages/index.html")]
+    assert "Latents of resid_post.1" in (tmp_path / "pages" / "index.html").read_text()
+
+
 def test_mistakes_of_training(refused, folder, tmp_path):
     train = ("sae", "train", "--out", tmp_path / "o")
     small = options(folder, *SMALL)
