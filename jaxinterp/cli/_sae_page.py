@@ -70,25 +70,22 @@ def run(options: Page, output: Output, command: str) -> dict[str, Any]:
     check_range("--seed", options.seed, 0, 2**32 - 1)
     sae = load_dictionary(options.dictionary, options.files)
     lm = load_model(options.model)
-    read = lambda: read_text(lm, options.model, options.text, seed=options.seed, epochs=1)
-    tokens = read()
+    tokens, again = (read_text(lm, options.model, options.text, seed=options.seed, epochs=1) for _ in range(2))
     sites = [sae.config.site, sae.config.target_site]
-    stream = open_stream(lm, read(), sites, batch_size=tokens.batch_size, seed=options.seed)
+    stream = open_stream(lm, again, sites, batch_size=tokens.batch_size, seed=options.seed)
     check_dictionary(sae, stream, options.model.model, output)
     output.line(headline(lm, options.model), style="dim")
     output.line(dictionary_line(sae))
     special = {"exclude": tokens.special_ids}
-    count = math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))
+    batches = list(itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))))
     with output.busy("describing latents"):
-        batches = itertools.islice(tokens, count)
         found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, **special)
     ids = range(lm.config.d_vocab)
     texts = [str(i) for i in ids] if lm.tokenizer is None else lm.tokenizer.str_tokens(ids)
     predicates = None
     if options.labels:
         with output.busy("labelling latents"):
-            again = read()
-            halves = [itertools.islice(again, count // 2), itertools.islice(again, count - count // 2)]
+            halves = batches[: len(batches) // 2], batches[len(batches) // 2 :]
             counts = [saes.count_tokens(sae, lm.model, lm.params, half, **special) for half in halves]
             predicates = saes.predicates(*counts, texts)
     about = {**provenance(lm, options.model, command), "dictionary": options.dictionary, "text": options.text.text.name}
