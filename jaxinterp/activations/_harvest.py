@@ -23,7 +23,7 @@ from jaxinterp.activations._packing import TokenBatch
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.activations._source import Chunk
 from jaxinterp.models import Model
-from jaxinterp.tap import SiteTable, capture, run, sites
+from jaxinterp.tap import SiteTable, capture, run, sites, split_site
 
 
 class Target(NamedTuple):
@@ -164,9 +164,7 @@ def _listed(wanted: Any) -> list[Any]:
 
 def _target(entry: Any, table: SiteTable) -> Target:
     """A site as the caller names it: ("resid_post", 3), "resid_post.3", "embed", "blocks.3.hook_resid_post"."""
-    name, layer = (entry, None) if isinstance(entry, str) else entry
-    if layer is None and name.rpartition(".")[2].isdigit():
-        name, _, layer = name.rpartition(".")
+    name, layer = split_site(entry) if isinstance(entry, str) else entry
     site, named = table.resolve(name)
     layer = named if layer is None else int(layer)
     shape = table[site]

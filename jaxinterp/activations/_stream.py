@@ -44,7 +44,7 @@ class ActivationStream:
         model: the model.
         params: its parameters, on the mesh in any way (`jaxinterp.weights.shard`) or not.
         tokens: made by `read_tokens`.
-        sites: ("resid_post", 3) or "resid_post.3" for a site in a layer, "embed" for one outside; or TransformerLens's names.
+        sites: "resid_post.3" or ("resid_post", 3) for a site in a layer, "embed" for one outside; or TransformerLens's names.
         batch_size: rows of a batch, over all devices.
         buffer_size: rows of the pool, over all devices; None: 32 batches or four passes of the model, whichever is more. For a
             moment of each shuffle one site's rows are there twice.
@@ -75,7 +75,7 @@ class ActivationStream:
         >>> lm = ji.zoo.load("stories")
         >>> tokens = ji.activations.read_tokens(["Once upon a time there was a dog. " * 9], lm.tokenizer, n_ctx=16, batch_size=2)
         >>> stream = ji.activations.ActivationStream(
-        ...     lm.model, lm.params, tokens, [("resid_post", 1), "embed"], batch_size=32, key=jax.random.key(0))
+        ...     lm.model, lm.params, tokens, ["resid_post.1", "embed"], batch_size=32, key=jax.random.key(0))
         >>> batch = next(stream)
         >>> sorted((name, x.shape[0]) for name, x in batch.items())
         [('embed', 32), ('resid_post.1', 32)]

@@ -85,14 +85,3 @@ class SAEConfig:
     def centers(self) -> bool:
         """Whether the encoder reads x - b_dec."""
         return self.target is None if self.subtract_decoder_bias is None else self.subtract_decoder_bias
-
-
-def split_site(key: str) -> tuple[str, int | None]:
-    """The name and the layer of a site as streams name it.
-
-    Example:
-        >>> split_site("mlp.out.3"), split_site("embed")
-        (('mlp.out', 3), ('embed', None))
-    """
-    name, _, last = key.rpartition(".")
-    return (name, int(last)) if name and last.isdigit() else (key, None)

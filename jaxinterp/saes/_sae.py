@@ -11,10 +11,11 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
-from jaxinterp.saes._config import SAEConfig, split_site
+from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._normalize import PER_ROW, measured_scale, normalized, restored
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents
+from jaxinterp.tap import split_site
 
 
 def init(config: SAEConfig, key: PRNGKeyArray, sample: Float[Array, "B D"] | None = None) -> SAE:

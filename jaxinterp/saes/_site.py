@@ -12,8 +12,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Float, Params
-from jaxinterp.saes._config import split_site
-from jaxinterp.tap import Handler, capture, edit, run
+from jaxinterp.tap import Handler, capture, edit, run, split_site
 
 
 @pytree

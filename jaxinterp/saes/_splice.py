@@ -10,9 +10,8 @@ import jax.numpy as jnp
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array
-from jaxinterp.saes._config import split_site
 from jaxinterp.saes._sae import SAE
-from jaxinterp.tap import IDENTITY, Handler, Site, Tap, make_where, row_positions, select
+from jaxinterp.tap import IDENTITY, Handler, Site, Tap, make_where, row_positions, select, split_site
 
 LATENTS = "sae.latents"
 

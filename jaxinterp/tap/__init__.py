@@ -1,6 +1,6 @@
 """Named intervention points: a model calls `tap(name, value)`, and handlers look at the value or change it."""
 
-from jaxinterp.tap._aliases import hook_of_site, site_of_hook
+from jaxinterp.tap._aliases import hook_of_site, site_of_hook, split_site
 from jaxinterp.tap._edit import edit, mean, place, project_onto, project_out, scale, zero
 from jaxinterp.tap._patch import add, patch
 from jaxinterp.tap._read import Statistics, capture, perturb, statistics
@@ -33,6 +33,7 @@ __all__ = [
     "scale",
     "select",
     "site_of_hook",
+    "split_site",
     "sites",
     "statistics",
     "take_rows",

@@ -143,6 +143,17 @@ def hook_of_site(site: str) -> str | None:
     return _HOOK_OF.get(((site,), False))
 
 
+def split_site(key: str) -> tuple[str, int | None]:
+    """The name and the layer of a site whose layer stands behind it, as keys of activations have it.
+
+    Example:
+        >>> split_site("mlp.out.3"), split_site("embed")
+        (('mlp.out', 3), ('embed', None))
+    """
+    name, _, last = key.rpartition(".")
+    return (name, int(last)) if name and last.isdigit() else (key, None)
+
+
 def resolve(name: str, known: Collection[str]) -> Resolved | None:
     """What one of TransformerLens's names means in a function that has the sites `known`; None: nothing.
 

@@ -6,6 +6,7 @@
 - `sweep_page`: the result of a sweep as one HTML file that needs no network.
 - `plot_pareto`: error against sparsity of several kinds of dictionary, as a figure.
 - `latent_pages`: the latents of a dictionary as a folder of pages that needs no network.
+- `plot_training`: loss, error, sparsity and dead share against the step, as a figure.
 - `ranked`: the cells of a sweep by absolute effect.
 """
 
@@ -16,5 +17,16 @@ from jaxinterp.viz._page import sweep_page
 from jaxinterp.viz._pareto import plot_pareto
 from jaxinterp.viz._plot import plot
 from jaxinterp.viz._ranked import RankedCell, ranked
+from jaxinterp.viz._training import plot_training
 
-__all__ = ["RankedCell", "attention", "attention_page", "latent_pages", "plot", "plot_pareto", "ranked", "sweep_page"]
+__all__ = [
+    "RankedCell",
+    "attention",
+    "attention_page",
+    "latent_pages",
+    "plot",
+    "plot_pareto",
+    "plot_training",
+    "ranked",
+    "sweep_page",
+]

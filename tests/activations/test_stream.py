@@ -30,7 +30,7 @@ def test_a_pass_stops_behind_the_last_layer(model, params):
     assert make(model, half, sites=["embed", ("mlp.norm_scale", 0)]).dtype == jnp.float32
     stop = lambda *sites: make(model, params, sites=sites)._source.stop
     assert [stop("embed"), stop("embed", ("resid_pre", 1)), stop(("mlp.out", 2)), stop("logits")] == [0, 2, 3, None]
-    stream = make(model, params, sites=["final.in", ("resid_post", 2)], buffer_size=None)
+    stream = make(model, params, sites=["final.in", "resid_post.2"], buffer_size=None)
     for batch in stream:
         np.testing.assert_array_equal(batch["final.in"], batch["resid_post.2"])
 
