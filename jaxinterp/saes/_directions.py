@@ -12,8 +12,8 @@ import numpy as np
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Params
 from jaxinterp.saes import _linear
-from jaxinterp.saes._config import split_site
 from jaxinterp.saes._sae import SAE
+from jaxinterp.tap import split_site
 
 IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.out", "mlp.in", "mlp.out", "final.in")
 """Sites that are the residual stream, or are added to it."""
