@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from jaxinterp import saes
+from jaxinterp import saes, viz
 from jaxinterp.activations import ActivationStream
 from jaxinterp.cli._commands import Command
 from jaxinterp.cli._files import check_folder
@@ -32,12 +32,12 @@ from jaxinterp.cli._options import (
 from jaxinterp.cli._output import Output, number_or_none
 from jaxinterp.cli._sae_options import TextArgs, dictionary_line, fields_of, open_stream, options_of, read_text
 from jaxinterp.saes import SAE, SAEConfig, TrainConfig
-from jaxinterp.store import Checkpoints
+from jaxinterp.store import Checkpoints, atomic_file
 
 Kind = Literal["relu", "topk", "batch_topk", "jump_relu", "gated", "matryoshka"]
 Settings = TypeVar("Settings")
 DEFAULT: Kind = "topk"
-METRICS, CHECKPOINTS, DICTIONARY = "metrics.jsonl", "checkpoints", "dictionary"
+METRICS, CURVES, CHECKPOINTS, DICTIONARY = "metrics.jsonl", "metrics.png", "checkpoints", "dictionary"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Train(Generic[Settings]):
     """Rows of a step: activations of so many tokens."""
 
     out: Path = Path("sae-results")
-    """Folder for metrics.jsonl, checkpoints and the dictionary; one that holds the same run is gone on with."""
+    """Folder for metrics, checkpoints and the dictionary; one that holds the same run is gone on with."""
 
     architecture: Kind = DEFAULT
     """The kind of dictionary. The options below are of this one: `--architecture relu --help` shows those of another."""
@@ -97,7 +97,10 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     about = {**provenance(lm, options.model, command), "stream": stream.description}
     sae = dataclasses.replace(sae, source=saes.Source(form="jaxinterp", files=(("provenance.json", _json(about)),)))
     folder = saes.save(sae, options.out / DICTIONARY, overwrite=True)
-    last = saes.read_metrics(options.out / METRICS)[-1]
+    rows = saes.read_metrics(options.out / METRICS)
+    with atomic_file(options.out / CURVES) as partial:
+        viz.plot_training(rows, size=dictionary_line(sae)).savefig(partial, dpi=150)
+    last = rows[-1]
     _print(output, sae, last, folder, options)
     measured = {name: number_or_none(last[name]) for name in ("loss", "fvu", "l0", "dead")}
     return {
@@ -106,7 +109,7 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
         "steps": last["step"],
         "rows": last["rows"],
         **measured,
-        "files": [str(folder), str(options.out / METRICS), str(options.out / CHECKPOINTS)],
+        "files": [str(folder), *(str(options.out / name) for name in (METRICS, CURVES, CHECKPOINTS))],
     }
 
 
@@ -159,6 +162,7 @@ def _print(output: Output, sae: SAE, last: dict[str, Any], folder: Path, options
     for path, what in (
         (folder, "the dictionary: jaxinterp.saes.load"),
         (options.out / METRICS, "how it went: jaxinterp.saes.read_metrics"),
+        (options.out / CURVES, "the same as a picture"),
         (options.out / CHECKPOINTS, "the run, to go on from"),
     ):
         output.line(f"  {path}   {what}")
@@ -173,10 +177,10 @@ COMMAND = Command(
     description="""\
 Trains a sparse dictionary (SAE, or a transcoder with --target) on the values that a site of a model takes on a text.
 
-It writes OUT/metrics.jsonl as it goes, OUT/checkpoints, and at the end OUT/dictionary, which `jaxinterp sae eval` and
-jaxinterp.saes.load read. Ctrl-C and SIGTERM save first: the same command goes on, to the bit. A folder that holds
-another run is an error that tells the difference. The defaults take a minute or two on a CPU for the model that comes
-with jaxinterp, and are a beginning, not a recipe.
+It writes OUT/metrics.jsonl and OUT/checkpoints as it goes, at the end OUT/metrics.png and OUT/dictionary, which
+`jaxinterp sae eval` and jaxinterp.saes.load read. Ctrl-C and SIGTERM save first: the same command goes on, to the bit. A
+folder that holds another run is an error that tells the difference. The defaults take a minute or two on a CPU for the
+model that comes with jaxinterp, and are a beginning, not a recipe.
 
 examples:
   jaxinterp sae train --text stories.txt
