@@ -25,9 +25,9 @@ class Setting:
     def __init__(self, model: str, text: str, smoke: bool = False):
         self.lm, self.smoke = load(model), smoke
         stories = [part.strip() for part in Path(text).read_text(encoding="utf-8").split("<|endoftext|>")]
-        stories = [part for part in stories if part][: 60 if smoke else None]
-        self.held_out, self.train = stories[::10], [part for i, part in enumerate(stories) if i % 10]
-        self.steps, self.batch_size, self.seeds = (12, 128, 2) if smoke else (2000, 1024, 3)
+        stories = [part for part in stories if part][: 30 if smoke else None]
+        self.held_out, self.train = stories[::20], [part for i, part in enumerate(stories) if i % 20]
+        self.steps, self.batch_size, self.seeds = (12, 128, 2) if smoke else (1000, 1024, 3)
         self.site = f"resid_post.{self.lm.config.n_layers // 2}"
         self.params = {
             "trained": self.lm.params,
@@ -37,7 +37,7 @@ class Setting:
         self.special = self.tokens(self.held_out).special_ids
 
     def tokens(self, stories, epochs=1, seed=None):
-        return read_tokens(stories, self.lm.tokenizer, n_ctx=256, batch_size=16, seed=seed, epochs=epochs)
+        return read_tokens(stories, self.lm.tokenizer, n_ctx=128, batch_size=16, seed=seed, epochs=epochs)
 
     def stream(self, stories, sites, *, weights="trained", epochs=None, seed=1):
         tokens = self.tokens(stories, epochs, seed)
@@ -70,34 +70,37 @@ def measure(setting: Setting, sae: saes.SAE, weights: str = "trained") -> dict:
     params, site = setting.params[weights], sae.config.site
     rows = next(setting.stream(setting.train, [site], weights=weights))[site]
     own = _numbers(setting, sae, params, site, weights)
+    shuffled = described(setting, sae, params, shuffle=jax.random.key(8))
     l0 = None if isinstance(sae.config.architecture, saes.TopK) else own["l0"]
     chance = saes.random_dictionary(sae.config, jax.random.key(5), rows, l0=l0)
     random = _numbers(setting, chance, params, site, weights)
     architecture = sae.config.architecture
-    kept = ("fvu", "over_zero", "over_mean", "described", "described_shuffled")
     about = {"kind": architecture.name, "n_latents": sae.config.n_latents, "site": site, "model": weights}
-    return {**about, **own, "random": {name: random[name] for name in kept}}
+    control = {name: random[name] for name in ("fvu", "over_zero", "over_mean", "described")}
+    return {**about, **own, "described_shuffled": shuffled.count(F1), "random": control}
 
 
 def _numbers(setting: Setting, sae: saes.SAE, params, site: str, weights: str) -> dict:
-    held_out = list(setting.tokens(setting.held_out))
     seen = saes.evaluate(sae, setting.stream(setting.held_out, [site], weights=weights, epochs=1))
-    lost = saes.loss_recovered(sae, setting.lm.model, params, held_out, exclude=setting.special)
-    found = described(setting, sae, params, held_out)
-    shuffled = described(setting, sae, params, held_out, shuffle=jax.random.key(8))
+    lost = saes.loss_recovered(sae, setting.lm.model, params, setting.tokens(setting.held_out), exclude=setting.special)
+    found = described(setting, sae, params)
     numbers = {name: getattr(seen, name) for name in ("fvu", "l0", "dead", "norm_ratio")}
     numbers |= {name: getattr(lost, name) for name in ("clean", "spliced", "zero", "mean", "over_zero", "over_mean")}
     numbers = {name: round(float(value), 4) if np.isfinite(value) else None for name, value in numbers.items()}
-    return {**numbers, "described": found.count(F1), "described_shuffled": shuffled.count(F1), "kinds": by_kind(found)}
+    return {**numbers, "described": found.count(F1), "kinds": by_kind(found)}
 
 
-def described(setting: Setting, sae: saes.SAE, params, held_out, shuffle=None) -> saes.Predicates:
-    """Predicates chosen on a quarter of the stories to train on, judged on the held-out ones."""
+def described(setting: Setting, sae: saes.SAE, params, shuffle=None) -> saes.Predicates:
+    """Predicates chosen on an eighth of the stories to train on, judged on the held-out ones."""
     keys = (None, None) if shuffle is None else tuple(jax.random.split(shuffle))
     count = lambda batches, key: saes.count_tokens(
         sae, setting.lm.model, params, batches, exclude=setting.special, shuffle=key
     )
-    return saes.predicates(count(setting.tokens(setting.train[::4]), keys[0]), count(held_out, keys[1]), setting.texts)
+    return saes.predicates(
+        count(setting.tokens(setting.train[::8]), keys[0]),
+        count(setting.tokens(setting.held_out), keys[1]),
+        setting.texts,
+    )
 
 
 def by_kind(found: saes.Predicates) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -47,35 +48,40 @@ def extreme_tokens(
     if unembed is None and not in_stream:
         empty = Ranked(ids=np.zeros((len(rows), 0), np.int32), values=np.zeros((len(rows), 0), np.float32))
         return empty, empty
-
-    def logits(params: Params, rows: Array) -> Array:
-        out = model.unembed(params, rows[None].astype(dtype))[0] if unembed is None else unembed(rows)
-        return out.astype(jnp.float32)
-
+    logits = functools.partial(_logits, model=model, unembed=unembed, dtype=dtype)
     v = jax.eval_shape(logits, params, rows[:1]).shape[-1]
-
-    @jax.jit
-    def extremes(rows: Array, numbers: Array, params: Params) -> Any:
-        moved = logits(params, rows) - logits(params, jnp.zeros_like(rows[:1]))
-        moved = moved - jnp.mean(moved, axis=1, keepdims=True)
-        return jax.lax.top_k(moved, min(n, v)), jax.lax.top_k(-moved, min(n, v))
-
-    up, down = _by_blocks(extremes, rows, params, v)
+    extremes = functools.partial(_extremes, params, model=model, unembed=unembed, dtype=dtype, n=min(n, v))
+    up, down = _by_blocks(lambda block, numbers: extremes(block), rows, v)
     return Ranked(ids=up[1], values=up[0]), Ranked(ids=down[1], values=-down[0])
 
 
 def nearest_latents(sae: SAE, n: int) -> Ranked:
     """The latents whose decoder rows have the largest cosine with each, [N, n]."""
     rows = _directions(sae)
-
-    @jax.jit
-    def nearest(block: Array, numbers: Array, rows: Array) -> Any:
-        cosines = jnp.dot(block, rows.T, precision="highest")
-        itself = numbers[:, None] == jnp.arange(len(rows))[None]
-        return jax.lax.top_k(jnp.where(itself, -jnp.inf, cosines), min(n, len(rows) - 1))
-
-    values, ids = _by_blocks(nearest, rows, rows, len(rows))
+    nearest = functools.partial(_nearest, rows, n=min(n, len(rows) - 1))
+    values, ids = _by_blocks(nearest, rows, len(rows))
     return Ranked(ids=ids, values=values)
+
+
+def _logits(params: Params, rows: Array, *, model: Any, unembed: Callable[[Array], Array] | None, dtype: Any) -> Array:
+    out = model.unembed(params, rows[None].astype(dtype))[0] if unembed is None else unembed(rows)
+    return out.astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "unembed", "dtype", "n"))
+def _extremes(params: Params, rows: Array, *, n: int, **how: Any) -> Any:
+    """The largest logits and the largest negative ones, each with their tokens."""
+    moved = _logits(params, rows, **how) - _logits(params, jnp.zeros_like(rows[:1]), **how)
+    moved = moved - jnp.mean(moved, axis=1, keepdims=True)
+    return jax.lax.top_k(moved, n), jax.lax.top_k(-moved, n)
+
+
+@functools.partial(jax.jit, static_argnames=("n",))
+def _nearest(rows: Array, block: Array, numbers: Array, *, n: int) -> Any:
+    """The largest cosines of some rows with the others, and which those are."""
+    cosines = jnp.dot(block, rows.T, precision="highest")
+    itself = numbers[:, None] == jnp.arange(len(rows))[None]
+    return jax.lax.top_k(jnp.where(itself, -jnp.inf, cosines), n)
 
 
 def _directions(sae: SAE) -> Array:
@@ -83,12 +89,12 @@ def _directions(sae: SAE) -> Array:
     return _linear.unit_rows(sae.params["W_dec"].astype(jnp.float32))
 
 
-def _by_blocks(fn: Callable[..., Any], rows: Array, data: Any, width: int) -> Any:
-    """`fn(some rows, their numbers, data)` of all, so many at a time that a table of `width` columns stays small."""
+def _by_blocks(fn: Callable[[Array, Array], Any], rows: Array, width: int) -> Any:
+    """`fn` of all rows and their numbers, so many at a time that a table of `width` columns stays small."""
     size = max(1, min(len(rows), ELEMENTS // width))
     parts = []
     for start in range(0, len(rows), size):
         first = min(start, len(rows) - size)  # blocks of one size, so one program
-        part = jax.device_get(fn(rows[first : first + size], jnp.arange(first, first + size), data))
+        part = jax.device_get(fn(rows[first : first + size], jnp.arange(first, first + size)))
         parts.append(jax.tree.map(lambda leaf, cut=start - first: leaf[cut:], part))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

@@ -43,7 +43,7 @@ class Events(NamedTuple):
         powers = np.cumprod(np.full(read.shape[1], 0x9E3779B97F4A7C15, np.uint64))
         return (read * powers).sum(axis=1, dtype=np.uint64)
 
-    def look(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def look(self, events: np.ndarray) -> dict[str, np.ndarray]:
         """Tokens and activations around some events, [n, W] each."""
         rows, latents = self.rows[events], self.latents[events]
         places = rows[:, None] + np.arange(self.windows.shape[1]) - self.before
@@ -52,16 +52,20 @@ class Events(NamedTuple):
         at = np.minimum(np.searchsorted(own, wanted), len(own) - 1)
         tokens = self.windows[rows]
         found = (own[at] == wanted) & (tokens >= 0)
-        return tokens, np.where(found, self.values[at], 0).astype(np.float32)
+        return {"tokens": tokens, "activations": np.where(found, self.values[at], 0).astype(np.float32)}
 
-    def sets(self) -> np.ndarray:
-        """The latents that are active in each row, the strongest first, -1 behind them: int32 [R, at most LATENTS_OF_ROW]."""
-        order = np.lexsort((-self.values, self.rows))
-        rank = np.arange(len(order)) - np.searchsorted(self.rows, self.rows)
+    def sets(self, rows: np.ndarray) -> np.ndarray:
+        """The latents that are active in some rows, the strongest first, -1 behind them: int32 [n, at most LATENTS_OF_ROW]."""
+        wanted = np.zeros(len(self.texts), bool)
+        wanted[rows] = True
+        events = np.flatnonzero(wanted[self.rows])
+        own = self.rows[events]
+        order = np.lexsort((-self.values[events], own))
+        rank = np.arange(len(order)) - np.searchsorted(own, own)
         out = np.full((len(self.texts), LATENTS_OF_ROW), -1, np.int32)
         kept = rank < LATENTS_OF_ROW
-        out[self.rows[kept], rank[kept]] = self.latents[order][kept]
-        return out
+        out[own[kept], rank[kept]] = self.latents[events[order]][kept]
+        return out[rows]
 
 
 def events_of(

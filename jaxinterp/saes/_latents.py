@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,9 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, Params
 from jaxinterp.saes._directions import Ranked, extreme_tokens, nearest_latents
-from jaxinterp.saes._events import LATENTS_OF_ROW, Events, events_of
-from jaxinterp.saes._partners import PARTNER_SAMPLE, coactive_latents
-from jaxinterp.saes._running import BINS, NOTHING, Largest, count_into, draws, first_of, largest
+from jaxinterp.saes._events import events_of
+from jaxinterp.saes._partners import coactive_latents
+from jaxinterp.saes._running import BINS, PARTNER_SAMPLE, Running, add, nothing_yet
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._site import Batch, as_batch, read_site
 
@@ -133,7 +132,8 @@ def describe_latents(
     less those of a row of zeros, less their mean over the vocabulary.
 
     The memory does not grow with the texts: 8 N W (n_top + n_quantiles per_quantile) bytes for contexts of W tokens, 16,384 N for
-    co-activation, and the activations of one batch. Of 16,384 latents, with the default settings, that is 0.4 GB.
+    co-activation, the result, and the active latents of one batch (with all others, where the architecture gives them): of 16,384
+    latents of a TopK dictionary, with the default settings, 1.3 GB in all. What is kept is on the host.
 
     Args:
         sae: the dictionary; a transcoder's latents are active where it reads, and write to its target.
@@ -177,13 +177,13 @@ def describe_latents(
     ]
     if below:
         raise InputError(f"{', '.join(below)}: numbers of contexts are at least 1, the others at least 0.")
-    running = _nothing(sae.config.n_latents, n_top, n_quantiles * per_quantile, sum(context) + 1)
+    running = nothing_yet(sae.config.n_latents, n_top, n_quantiles * per_quantile, sum(context) + 1)
     dtype = None
     for i, tokens in enumerate(batches):
         batch = as_batch(tokens, tuple(exclude), tuple(exclude_positions))
         codes, row = jax.device_get(_codes(sae, params, batch, model=model))
         dtype = row.dtype
-        _add(running, events_of(codes, batch, context, threshold, where=f"{sae.config.site!r} in batch {i}"))
+        add(running, events_of(codes, batch, context, threshold, where=f"{sae.config.site!r} in batch {i}"))
     if not running.rows:
         raise InputError(
             f"describe_latents saw no token: give at least one batch, of which exclude={tuple(exclude)} and "
@@ -193,34 +193,6 @@ def describe_latents(
     return _result(sae, running, n_quantiles, context[0], extremes, n_latents)
 
 
-@dataclasses.dataclass
-class _Running:
-    """What the pass has seen."""
-
-    fired: np.ndarray
-    total: np.ndarray
-    counts: np.ndarray
-    exponents: np.ndarray
-    top: Largest
-    sample: Largest
-    partners: Largest
-    rows: int = 0
-
-
-def _nothing(n: int, n_top: int, n_sample: int, width: int) -> _Running:
-    """Before the first batch."""
-    texts = dict(tokens=((width,), np.int32, -1), activations=((width,), np.float32, 0.0))
-    return _Running(
-        fired=np.zeros(n, np.int64),
-        total=np.zeros(n, np.float64),
-        counts=np.zeros((n, BINS), np.int64),
-        exponents=np.full(n, NOTHING, np.int64),
-        top=largest(n, n_top, **texts),
-        sample=largest(n, n_sample, **texts),
-        partners=largest(n, PARTNER_SAMPLE, sets=((LATENTS_OF_ROW,), np.int32, -1)),
-    )
-
-
 @functools.partial(jax.jit, static_argnames=("model",))
 def _codes(sae: SAE, params: Params, batch: Batch, *, model: Any) -> tuple[Any, Array]:
     """The activations of all latents, and a row of the site of no width, which has its dtype."""
@@ -228,31 +200,8 @@ def _codes(sae: SAE, params: Params, batch: Batch, *, model: Any) -> tuple[Any, 
     return sae.encode_active(value), value[0, 0, :0]
 
 
-def _add(running: _Running, events: Events) -> None:
-    """Counts the events of a batch."""
-    rows, latents, values = events.rows, events.latents, events.values
-    n = len(running.fired)
-    running.fired += np.bincount(latents, minlength=n)
-    running.total += np.bincount(latents, weights=values, minlength=n)
-    count_into(running.counts, running.exponents, latents, values)
-    every = np.arange(len(latents))
-    strongest = np.flatnonzero(first_of(values, events.texts[rows], latents))
-    numbers = (running.rows + events.numbers[rows]) * n + latents
-    rank = -draws(numbers)
-    offers = (
-        (running.top, strongest, values.astype(np.float64), events.hashes()[rows]),
-        (running.sample, every, rank, numbers.astype(np.uint64)),
-    )
-    for kept, offered, keys, identities in offers:
-        taken, at = kept.offer(latents[offered], keys[offered], identities[offered])
-        kept.data["tokens"][at], kept.data["activations"][at] = events.look(offered[taken])
-    taken, at = running.partners.offer(latents, rank, numbers.astype(np.uint64))
-    running.partners.data["sets"][at] = events.sets()[rows[taken]]
-    running.rows += events.counted
-
-
 def _result(
-    sae: SAE, running: _Running, n_quantiles: int, before: int, tokens: tuple[Ranked, Ranked], n_latents: int
+    sae: SAE, running: Running, n_quantiles: int, before: int, tokens: tuple[Ranked, Ranked], n_latents: int
 ) -> LatentDescriptions:
     """The descriptions, after the last batch."""
     fired = running.fired
@@ -268,7 +217,7 @@ def _result(
         mean_activation=(running.total / np.maximum(fired, 1)).astype(np.float32),
         counts=running.counts.astype(np.int32),
         bin_width=np.where(fired, np.ldexp(1.0 / BINS, np.where(fired, running.exponents, 0)), 0.0).astype(np.float32),
-        top=Contexts(**top),
+        top=Contexts(tokens=top["tokens"], activations=top["activations"]),
         quantiles=Contexts(**{name: _cut(a, sizes, n_quantiles) for name, a in sample.items()}),
         promoted=tokens[0],
         suppressed=tokens[1],

@@ -6,9 +6,6 @@ import numpy as np
 
 from jaxinterp.saes._directions import Ranked
 
-PARTNER_SAMPLE = 64
-"""Tokens of each latent at which the others are counted."""
-
 ELEMENTS = 2**22
 """Of the table of counts that is made at a time, of some latents against all."""
 

@@ -1,14 +1,20 @@
-"""What a pass over texts keeps of each latent: the entries of largest key, and a histogram whose bins grow. On the host."""
+"""What a pass over texts keeps of each latent: contexts of largest key, and a histogram whose bins grow. On the host."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from jaxinterp.saes._events import LATENTS_OF_ROW, Events
+
 BINS = 64
 """Of a histogram. The largest activation lies in the upper half of them, since a bin's width is a power of 2."""
+
+PARTNER_SAMPLE = 64
+"""Tokens of each latent at which the others are counted."""
 
 NOTHING = -(2**30)
 """The exponent of a latent that has no activation yet."""
@@ -20,30 +26,41 @@ class Largest:
 
     Attributes:
         keys: [N, slots], -inf in empty slots.
-        identities: uint64 [N, slots], of equal ones of a latent only the entry of largest key is kept.
         data: what belongs to an entry, [N, slots, ...] each.
     """
 
     keys: np.ndarray
-    identities: np.ndarray
     data: dict[str, np.ndarray]
 
     def offer(
-        self, latents: np.ndarray, keys: np.ndarray, identities: np.ndarray
-    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        self,
+        latents: np.ndarray,
+        keys: np.ndarray,
+        look: Callable[[np.ndarray], dict[str, np.ndarray]],
+        *,
+        texts: np.ndarray | None = None,
+        identities: np.ndarray | None = None,
+    ) -> None:
         """Takes those of some entries that are among the largest; of equal keys the earlier one.
 
-        Returns:
-            Which entries were taken, and (latents, slots) where their data are to be put.
+        Args:
+            latents, keys: of the entries, [E].
+            look: the data of those whose numbers it is given.
+            texts: [E], only the largest entry of a latent in each is offered.
+            identities: uint64 [E], of equal ones of a latent only the largest entry is kept; also against those that were taken
+                earlier, whose identities are among the data.
         """
-        passed = np.flatnonzero(keys > self.keys.min(axis=1)[latents])
-        touched, owner = np.unique(latents[passed], return_inverse=True)
+        offered = np.flatnonzero(keys > self.keys.min(axis=1)[latents])
+        if texts is not None:
+            offered = offered[first_of(keys[offered], texts[offered], latents[offered])]
+        touched, owner = np.unique(latents[offered], return_inverse=True)
         n_slots = self.keys.shape[1]
         n_old = len(touched) * n_slots
         owner = np.concatenate([np.repeat(np.arange(len(touched)), n_slots), owner])
-        rival = np.concatenate([self.keys[touched].ravel(), keys[passed]])
-        same = np.concatenate([self.identities[touched].ravel(), identities[passed]])
-        rival[~first_of(rival, same, owner)] = -np.inf
+        rival = np.concatenate([self.keys[touched].ravel(), keys[offered]])
+        if identities is not None:
+            same = np.concatenate([self.data["identities"][touched].ravel(), identities[offered]])
+            rival[~first_of(rival, same, owner)] = -np.inf
         order = np.lexsort((-rival, owner))
         rank = np.arange(len(order)) - np.searchsorted(owner[order], owner[order])
         kept = order[(rank < n_slots) & (rival[order] > -np.inf)]
@@ -54,9 +71,12 @@ class Largest:
         new = kept[kept >= n_old]  # in the order of their owners
         free = np.argsort(stays, axis=1, kind="stable")
         slots = free[owner[new], np.arange(len(new)) - np.searchsorted(owner[new], owner[new])]
-        taken, at = passed[new - n_old], (touched[owner[new]], slots)
-        self.keys[at], self.identities[at] = keys[taken], identities[taken]
-        return taken, at
+        taken, at = offered[new - n_old], (touched[owner[new]], slots)
+        self.keys[at] = keys[taken]
+        for name, value in look(taken).items():
+            self.data[name][at] = value
+        if identities is not None:
+            self.data["identities"][at] = identities[taken]
 
     def ordered(self, by: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """How many entries each latent has [N], and their data from the largest of `by` [N, slots] on; behind them is nothing."""
@@ -69,7 +89,7 @@ class Largest:
 def largest(n: int, slots: int, **data: tuple[tuple[int, ...], Any, Any]) -> Largest:
     """Empty slots; `data` gives shape, dtype and the value of nothing."""
     filled = {name: np.full((n, slots, *shape), nothing, dtype) for name, (shape, dtype, nothing) in data.items()}
-    return Largest(keys=np.full((n, slots), -np.inf), identities=np.zeros((n, slots), np.uint64), data=filled)
+    return Largest(keys=np.full((n, slots), -np.inf), data=filled)
 
 
 def first_of(keys: np.ndarray, *groups: np.ndarray) -> np.ndarray:
@@ -114,3 +134,48 @@ def count_into(counts: np.ndarray, exponents: np.ndarray, latents: np.ndarray, v
         counts[grown, : BINS >> joined] = fewer
     bins = np.ldexp(values.astype(np.float64), BINS.bit_length() - 1 - exponents[latents]).astype(np.int64)
     counts += np.bincount(latents * BINS + bins, minlength=counts.size).reshape(counts.shape)
+
+
+@dataclasses.dataclass
+class Running:
+    """What the pass has seen."""
+
+    fired: np.ndarray
+    total: np.ndarray
+    counts: np.ndarray
+    exponents: np.ndarray
+    top: Largest
+    sample: Largest
+    partners: Largest
+    rows: int = 0
+
+
+def nothing_yet(n: int, n_top: int, n_sample: int, width: int) -> Running:
+    """Before the first batch."""
+    texts = dict(tokens=((width,), np.int32, -1), activations=((width,), np.float32, 0.0))
+    return Running(
+        fired=np.zeros(n, np.int64),
+        total=np.zeros(n, np.float64),
+        counts=np.zeros((n, BINS), np.int64),
+        exponents=np.full(n, NOTHING, np.int64),
+        top=largest(n, n_top, identities=((), np.uint64, 0), **texts),
+        sample=largest(n, n_sample, **texts),
+        partners=largest(n, PARTNER_SAMPLE, sets=((LATENTS_OF_ROW,), np.int32, -1)),
+    )
+
+
+def add(running: Running, events: Events) -> None:
+    """Counts the events of a batch."""
+    rows, latents, values = events.rows, events.latents, events.values
+    n = len(running.fired)
+    running.fired += np.bincount(latents, minlength=n)
+    running.total += np.bincount(latents, weights=values, minlength=n)
+    count_into(running.counts, running.exponents, latents, values)
+    numbers = (running.rows + events.numbers[rows]) * n + latents
+    running.top.offer(
+        latents, values.astype(np.float64), events.look, texts=events.texts[rows], identities=events.hashes()[rows]
+    )
+    order = -draws(numbers)
+    running.sample.offer(latents, order, events.look)
+    running.partners.offer(latents, order, lambda taken: {"sets": events.sets(rows[taken])})
+    running.rows += events.counted

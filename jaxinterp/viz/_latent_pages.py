@@ -93,14 +93,12 @@ def latent_pages(
         facts = {"site": descriptions.site or None, "tokens": f"{int(descriptions.rows):,}"} | dict(provenance or {})
         head = f"<header><h1>{escape(title)}</h1><p class='soft' id='about'></p></header>"
         ledes = [f'<p class="lede">{escape(note)}</p>' for note in notes]
-        page = dict(styles=["page.css", "latents.css"], beside=["data/index.js"], data={})
-        write_page(
-            partial / "latent.html", heading=title, body=[_LATENT], scripts=["latents.js", "latents_one.js"], **page
-        )
-        write_page(
-            partial / "index.html", heading=title, body=[head, *ledes, _LIST, provenance_html(facts, command)],
-            scripts=["latents.js", "latents_index.js"], **page,
-        )  # fmt: skip
+        listed = [head, *ledes, _LIST, provenance_html(facts, command)]
+        for name, body, script in (("latent", [_LATENT], "latents_one.js"), ("index", listed, "latents_index.js")):
+            write_page(
+                partial / f"{name}.html", heading=title, body=body, data={}, styles=["page.css", "latents.css"],
+                scripts=["latents.js", script], beside=["data/index.js"],
+            )  # fmt: skip
     return Path(folder) / "index.html"
 
 
@@ -156,7 +154,7 @@ def _index(
         "title": title,
         "chunk": CHUNK,
         "rows": int(found.rows),
-        "tokens": [printable(texts[i]) for i in used],
+        "tokens": [printable(texts[int(i)]) for i in used],
         "rate": _short(found.firing_rate),
         "max": _short(found.max_activation),
         "mean": _short(found.mean_activation),

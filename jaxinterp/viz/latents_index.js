@@ -5,7 +5,7 @@ const COLUMNS = [
   { name: "fires", head: "fires on", cell: (i) => [chips(latents.fires[i])] },
   { name: "promotes", head: "promotes", cell: (i) => [chips(latents.promotes[i])], absent: !latents.promotes },
   { name: "label", head: "label", value: (i) => latents.labels[i], cell: (i) => [latents.labels[i]], first: 1, absent: !latents.labels },
-  { name: "f1", head: "F1", value: (i) => latents.f1[i], cell: (i) => [sized(latents.f1[i], 2)], first: -1, absent: !latents.f1 },
+  { name: "f1", head: "F1", value: (i) => latents.f1[i], cell: (i) => [latents.f1[i]?.toFixed(2) ?? "undefined"], first: -1, absent: !latents.f1 },
   { name: "rate", head: "firing rate", value: (i) => latents.rate[i], cell: (i) => [share(latents.rate[i])], first: -1 },
   { name: "max", head: "largest", value: (i) => latents.max[i], cell: (i) => [sized(latents.max[i])], first: -1 },
   { name: "mean", head: "mean", value: (i) => latents.mean[i], cell: (i) => [sized(latents.mean[i])], first: -1 },
@@ -100,6 +100,7 @@ function begin() {
   const tenth = (i) => sized(10 ** (least + i / 4), 2);
   byId("density").replaceChildren(
     element("h2", {}, "How often latents are active"),
+    element("p", { class: "small soft" }, "numbers of latents by firing rate; heights are logarithmic"),
     bars(counts, {
       width: 460, name: "histogram of firing rates", unit: "latents", label: (i) => `firing rate ${tenth(i)} to ${tenth(i + 1)}`,
       ticks: Array.from({ length: 1 - least }, (_, i) => [4 * i, i === -least ? "1" : `10${[..."\u207b" + (-least - i)].map((c) => "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"[c] ?? c).join("")}`]),

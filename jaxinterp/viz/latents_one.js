@@ -46,7 +46,8 @@ function table(heads, rows) {
 
 function facts(i) {
   const listed = {
-    "firing rate": isDead(i) ? "never active" : `${share(latents.rate[i])}, ${whole(Math.round(latents.rate[i] * latents.rows))} of ${whole(latents.rows)} tokens`,
+    "firing rate": share(latents.rate[i]),
+    tokens: `${whole(Math.round(latents.rate[i] * latents.rows))} of ${whole(latents.rows)}`,
     ...(isDead(i) ? {} : { "largest activation": sized(latents.max[i]), "mean, where active": sized(latents.mean[i]) }),
     ...(latents.f1 ? { "F1 of the label": sized(latents.f1[i]) } : {}),
   };

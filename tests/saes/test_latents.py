@@ -10,8 +10,11 @@ import pytest
 import jaxinterp as ji
 from jaxinterp.activations import TokenBatch
 from jaxinterp.saes import ReLU, SAEConfig, TopK, describe_latents, random_dictionary
+from jaxinterp.saes._directions import extreme_tokens, nearest_latents
+from jaxinterp.saes._events import events_of
 from jaxinterp.saes._partners import coactive_latents
 from jaxinterp.saes._running import count_into, draws, largest
+from jaxinterp.saes._site import as_batch
 from tests.tiny import make_model, make_params
 
 MODEL = make_model(n_layers=2)
@@ -170,6 +173,7 @@ def test_nearest_latents_and_tokens(case):
     np.testing.assert_allclose(got.suppressed.values, np.sort(logits, axis=1)[:, :2], rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["topk"], indirect=True)
 def test_texts_batched_otherwise_give_the_same(case):
     """Rows one after the other in batches of another size; batches of ids without segments are one text a row."""
     sae, got, *_ = case
@@ -194,6 +198,8 @@ def test_exclusions_thresholds_and_sites_outside_the_residual_stream():
     assert (values[:, BEFORE] > 0.3).all() and (got.top.activations[got.top.tokens == 2] == 0).all()
     own = describe_latents(sae, MODEL, PARAMS, [tokens], unembed=lambda rows: rows[:, :5], **SETTINGS)
     assert own.promoted.ids.max() == 4 and own.rows == 40
+    silent = describe_latents(sae, MODEL, PARAMS, [tokens], threshold=1e6, **SETTINGS)
+    assert not silent.firing_rate.any() and (silent.quantiles.tokens == -1).all() and (silent.coactive.ids == -1).all()
     with pytest.raises(ji.InputError, match="saw no token"):
         describe_latents(sae, MODEL, PARAMS, [tokens], exclude=[0, 1, 2])
     with pytest.raises(ji.InputError, match="n_top=0, behind=-1: numbers of contexts"):
@@ -216,7 +222,7 @@ def test_histograms_grow_by_any_factor():
 def test_the_largest_of_many_offers():
     """Against a loop that keeps all, with identities that come again."""
     rng = np.random.default_rng(0)
-    kept = largest(5, 3, value=((), np.float64, 0.0))
+    kept = largest(5, 3, value=((), np.float64, 0.0), identities=((), np.uint64, 0))
     everything = {}
     for _ in range(30):
         latents, keys, identities = (
@@ -224,8 +230,7 @@ def test_the_largest_of_many_offers():
             rng.normal(size=20),
             rng.integers(0, 40, 20).astype(np.uint64),
         )
-        taken, at = kept.offer(latents, keys, identities)
-        kept.data["value"][at] = keys[taken]
+        kept.offer(latents, keys, lambda taken: {"value": keys[taken]}, identities=identities)  # noqa: B023
         for latent, key, identity in zip(latents, keys, identities, strict=True):
             everything[latent, identity] = max(key, everything.get((latent, identity), -np.inf))
         for latent in range(5):
@@ -234,7 +239,25 @@ def test_the_largest_of_many_offers():
             assert data["value"][latent, : sizes[latent]].tolist() == best
 
 
-def test_rows_with_more_partners_than_are_kept_and_blocks(monkeypatch):
+def test_of_a_row_with_many_active_latents_the_strongest_are_remembered(monkeypatch):
+    monkeypatch.setattr("jaxinterp.saes._events.LATENTS_OF_ROW", 2)
+    codes = np.float32([[3, 1, 2, 0], [0, 0, 0, 0], [0, 4, 0, 0], [5, 6, 7, 8]])
+    events = events_of(codes, as_batch(np.zeros((2, 2), int), (), ()), (1, 1), 0.0, where="here")
+    assert events.sets(np.array([0, 3, 2])).tolist() == [[0, 2], [3, 2], [1, -1]]
+
+
+@pytest.mark.parametrize("case", ["topk"], indirect=True)
+def test_directions_are_compared_by_blocks(case, monkeypatch):
+    sae, got, *_ = case
+    monkeypatch.setattr("jaxinterp.saes._directions.ELEMENTS", 7 * N)
+    again = nearest_latents(sae, 4)
+    np.testing.assert_array_equal(again.ids, got.nearest.ids)
+    up, down = extreme_tokens(sae, MODEL, PARAMS, None, np.float32, 2)
+    np.testing.assert_array_equal(up.ids, got.promoted.ids)
+    np.testing.assert_array_equal(down.ids, got.suppressed.ids)
+
+
+def test_partners_are_counted_by_blocks(monkeypatch):
     rng = np.random.default_rng(0)
     sets = np.where(rng.random((7, 5, 3)) < 0.7, rng.integers(0, 7, (7, 5, 3)), -1)
     sizes, fired = rng.integers(1, 6, 7), np.full(7, 9)

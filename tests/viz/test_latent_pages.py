@@ -241,7 +241,7 @@ def test_in_a_browser_a_latent_is_shown_with_links_to_others(tmp_path, ask_brows
     assert said[8] == ["Activations", "Tokens", "Active together", "Nearest"]
     assert said[9:12] == [1 + 3, [f"#{i}" for i in FOUND.coactive.ids[70]], [f"#{i}" for i in FOUND.nearest.ids[70]]]
     assert said[12:15] == ["#72", "#69", "Latent 72"]
-    assert said[15:17] == ["never active", 0]
+    assert said[15:17] == ["never", 0]
     assert said[17:] == ["Latent 299", None, "There is no latent 300: they are 0 to 299."]
 
 

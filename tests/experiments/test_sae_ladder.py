@@ -1,0 +1,42 @@
+"""The ladder of dictionaries on a real model: one dictionary at its smallest, and the kept table beside its controls."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.sae_ladder import run
+from jaxinterp import saes
+
+RESULTS = Path(run.__file__).parent / "results.json"
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return json.loads(RESULTS.read_text())
+
+
+def test_a_dictionary_at_its_smallest(shared, monkeypatch):
+    monkeypatch.setattr(run, "N_LATENTS", 48)
+    setting = run.Setting(str(shared / "stories260k"), str(shared / "tinystories.txt"), smoke=True)
+    assert not set(setting.held_out) & set(setting.train)
+    [sae], _ = run.train(setting, [setting.config(saes.TopK(k=2), n_latents=48)])
+    row = run.measure(setting, sae)
+    assert row["kind"] == "topk" and row["site"] == "resid_post.2" and 0 < row["l0"] <= 2
+    assert row["clean"] < row["spliced"] < row["zero"] and row["described"] >= row["described_shuffled"]
+    assert set(row["random"]) == {"fvu", "over_zero", "over_mean", "described"}
+    json.dumps(row, allow_nan=False)
+
+
+def test_each_dictionary_is_better_than_a_random_one(kept):
+    rows = [*kept["sparsity"]["trained"], *kept["size"]["rows"], *kept["layers"]["rows"]]
+    rows += [row for name in run.FAMILIES for row in kept["families"][name]]
+    assert len(rows) == 5 + 4 + 5 + 3 * len(run.FAMILIES)
+    for row in rows:
+        assert row["fvu"] < row["random"]["fvu"] and row["over_zero"] > row["random"]["over_zero"]
+
+
+def test_predicates_stand_beside_their_controls(kept):
+    for row, control in zip(kept["sparsity"]["trained"], kept["sparsity"]["random weights"], strict=True):
+        assert row["l0"] == pytest.approx(control["l0"], rel=0.05)
+        assert row["described_shuffled"] == 0
