@@ -14,7 +14,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-os.environ.update(JAXINTERP_SMALL="1", JAX_PLATFORMS="cpu")
+# At small scale most of the time is compiling, which is quicker without XLA's fusion emitters (as in the tests).
+os.environ.update(JAXINTERP_SMALL="1", JAX_PLATFORMS="cpu", XLA_FLAGS="--xla_cpu_use_fusion_emitters=false")
 
 failed = 0
 for path in sys.argv[1:]:

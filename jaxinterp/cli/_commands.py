@@ -19,12 +19,13 @@ class Command:
     """A command: its options as a dataclass, its help, and the function that runs it.
 
     Attributes:
-        options: the dataclass; it has a field `output`.
+        options: the dataclass; it has a field `output`. Or a function of the arguments that gives it, where they decide what
+            other options there are.
         description: what `--help` teaches, examples included.
         run: `(options, output, command line) -> result`, which `--json` prints.
     """
 
-    options: type
+    options: type | Callable[[list[str]], Any]
     description: str
     run: Callable[[Any, Any, str], dict[str, Any]]
 
@@ -35,6 +36,10 @@ COMMANDS = {
     "generate": Summary(module="_generate", summary="continue a prompt"),
     "sites": Summary(module="_sites", summary="list every named value of a model: axes, shape, bytes"),
     "patch": Summary(module="_patch", summary="sweep over heads, layers, positions: what carries the answer"),
+    "sae train": Summary(module="_sae_train", summary="train a sparse dictionary on a site of a model; again: go on"),
+    "sae eval": Summary(module="_sae_eval", summary="judge a dictionary: error, sparsity, loss recovered, controls"),
+    "sae page": Summary(module="_sae_page", summary="pages on its latents: contexts, what they write, their neighbors"),
+    "sae convert": Summary(module="_sae_convert", summary="rewrite a dictionary in another tool's form, or in ours"),
 }
 
 

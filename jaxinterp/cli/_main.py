@@ -33,6 +33,7 @@ start here:
   jaxinterp predict "Once upon a time"               the most probable next tokens
   jaxinterp patch --clean "One day, Lily had an idea." --corrupt "One day, Tim had an idea." \\
                   --correct " She" --wrong " He"     which heads carry the pronoun
+  jaxinterp sae train --text stories.txt             a sparse dictionary of the residual stream, in two minutes
 
 `jaxinterp COMMAND --help` explains every option. --model takes a folder with config.json and safetensors, a model of
 the Hugging Face hub, or one of the models that come with jaxinterp.
@@ -65,18 +66,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        lines = [f"  {name:<10}{command.summary}" for name, command in COMMANDS.items()]
-        print(_HELP.format(commands="\n".join(lines)))
+        print(_HELP.format(commands=_listed("")))
         return OK if arguments else USAGE
-    name, rest = arguments[0], arguments[1:]
-    if name in ("--version", "version"):
+    if arguments[0] in ("--version", "version"):
         print(_version())
         return OK
+    grouped = _listed(f"{arguments[0]} ")
+    if grouped and arguments[1:2] in ([], ["-h"], ["--help"], ["help"]):
+        print(f"usage: jaxinterp {arguments[0]} COMMAND ...\n\ncommands:\n{grouped}")
+        return OK if arguments[1:] else USAGE
+    words = 2 if grouped else 1
+    name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
         print(f"jaxinterp: unknown command {name!r}. {closest(name, COMMANDS)}", file=sys.stderr)
         return USAGE
     command = load_command(name)
     return _run(name, command, _parse(name, command, rest), arguments)
+
+
+def _listed(beginning: str) -> str:
+    """The commands whose names begin so, a line for each."""
+    lines = [f"  {name:<13}{command.summary}" for name, command in COMMANDS.items() if name.startswith(beginning)]
+    return "\n".join(lines)
 
 
 def _version() -> str:
@@ -91,7 +102,7 @@ def _parse(name: str, command: Command, rest: list[str]) -> Any:
     import tyro
 
     return tyro.cli(
-        command.options,
+        command.options if isinstance(command.options, type) else command.options(rest),
         prog=f"jaxinterp {name}",
         description=command.description,
         args=rest,

@@ -28,7 +28,14 @@ class Matryoshka:
     Attributes:
         widths: how many of the first latents reconstruct together, rising; the whole dictionary is added as the last.
         combine: whether the loss has the "mean" of the errors, as in the paper, or their "sum", as in SAELens.
-        k, auxiliary, error_scale, unit_norm, norm_scaled, decoder_norm, bias, threshold_rate: as of `BatchTopK`.
+        k: the mean number of active latents of a row, of the whole dictionary.
+        auxiliary: the loss of dead latents; None: none.
+        error_scale: "variance" of the batch, which makes each error an FVU; or "sum".
+        unit_norm: whether decoder rows have length 1.
+        norm_scaled: whether latents are chosen by, and given as, their pre-activation times the length of their decoder row.
+        decoder_norm: the first length of decoder rows. None: 1 with unit_norm, else 0.1.
+        bias: the decoder's first bias.
+        threshold_rate: how much the newest batch counts in the running mean of the threshold, as of `BatchTopK`.
 
     Source: Bussmann, Nabeshima, Karvonen and Nanda 2025 (arXiv 2503.17547).
     """

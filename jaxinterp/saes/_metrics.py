@@ -117,12 +117,13 @@ class _Bar:
     """A line in the terminal."""
 
     def __init__(self, steps: int, taken: int):
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Column
 
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"), BarColumn(bar_width=12), TimeRemainingColumn(),
-            TextColumn("{task.fields[now]}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[now]}", table_column=Column(no_wrap=True)), console=Console(stderr=True),
         )  # fmt: skip
         self._task = self._progress.add_task("training", total=steps, completed=taken, now="")
         self._progress.start()

@@ -12,7 +12,8 @@ class Source:
     """What a file says beside what `SAEConfig` holds, kept so that it can be written back.
 
     Attributes:
-        form: the form of the file, a key of `saes.FORMS`.
+        form: the form of the file, a key of `saes.FORMS`; "jaxinterp" of one that `jaxinterp sae train` made, whose file is
+            `provenance.json`: model, text, command.
         files: its small files, by name, byte for byte; the config first.
         params: our parameters: their name there, and their dtype there.
         tensors: tensors that no parameter comes from and that change nothing: name, dtype, shape, bytes.

@@ -30,12 +30,14 @@ class TrainConfig:
         decay_steps: and falls to 0 for so long at the end of the run.
         decay: how it falls: "linear", or "cosine".
         sparsity_warmup_steps: the weight of the penalty climbs from 0 for so long.
-        b1, b2, eps: of Adam.
+        b1: of Adam: how much of the mean gradient stays from step to step.
+        b2: of Adam: the same of the mean squared gradient.
+        eps: of Adam: what is added to the root of the latter.
         clip: the largest norm of a gradient; None: any.
         accumulation: in how many parts a batch is worked off, one at a time, to save memory. BatchTopK chooses within each part.
         dead_after: a latent is dead that has not fired for so many rows.
-        resample_steps: after so many steps each, dead latents are given the direction of badly reconstructed rows (the recipe of
-            2023); in the last quarter of a run no more. None: never.
+        resample_steps: after so many steps each, dead latents are given the direction of badly reconstructed rows (as in the
+            recipe of 2023); in the last quarter of a run no more. None: never.
         seed: of the first parameters.
         log_every: steps between two rows of metrics.
         checkpoint_every: steps between two checkpoints; 0: only at the end, and when the process is asked to stop.

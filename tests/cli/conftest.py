@@ -37,6 +37,19 @@ def cli(capsys, monkeypatch) -> Callable[..., Done]:
 
 
 @pytest.fixture
+def refused(cli):
+    """Runs a command that must be refused; returns its message."""
+
+    def run(*arguments, code=1):
+        done = cli(*arguments)
+        assert done.code == code, (done.out, done.err)
+        assert "Traceback" not in done.err and done.err.startswith("error: ") and "\nhint: " in done.err
+        return done.err
+
+    return run
+
+
+@pytest.fixture
 def stories(shared):
     """The folder of a real trained model."""
     return shared / "stories260k"

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -7,27 +8,34 @@ import pytest
 import jaxinterp
 from jaxinterp.cli import _main
 from jaxinterp.cli._commands import COMMANDS, load_command
+from jaxinterp.saes import ARCHITECTURES
 
 
 def test_help_lists_every_command_and_teaches(cli):
     done = cli("--help")
     assert done.code == 0 and done.err == ""
-    for name in ("demo", "predict", "generate", "sites", "patch"):
+    for name in COMMANDS:
         assert f"\n  {name} " in done.out
     assert "--correct ' She'" not in done.out and '--correct " She"' in done.out
     assert "exit codes" in done.out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_the_help_of_each_command_explains_every_option_and_has_examples(cli, name):
-    done = cli(name, "--help")
+HELPS = [*(name.split() for name in COMMANDS), *(["sae", "train", "--architecture", name] for name in ARCHITECTURES)]
+
+
+@pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
+def test_the_help_of_each_command_explains_every_option_and_has_examples(cli, arguments):
+    done = cli(*arguments, "--help")
     assert done.code == 0
-    assert f"examples:\n  jaxinterp {name}" in done.out
-    assert "--json" in done.out and "--model" in done.out and "--bos" in done.out
-    for line in done.out.splitlines():  # an option without a word about it has an empty right column
-        if line.startswith("│ --") and len(line[2:].split()) == 2:
-            following = done.out.splitlines()[done.out.splitlines().index(line) + 1]
-            assert following.strip("│ ") and not following.startswith("│ --"), line
+    name = " ".join(arguments[:2] if arguments[0] == "sae" else arguments)
+    assert f"examples:\n  jaxinterp {name}" in done.out and "--json" in done.out
+    assert name == "sae convert" or ("--model" in done.out and "--bos" in done.out)
+    lines = [line.strip("│ ") for line in done.out.splitlines()]
+    options = [i for i, line in enumerate(lines) if re.match("--[a-z]", line)]
+    assert len(options) >= 5
+    for i, following in zip(options, [*options[1:], len(lines)], strict=True):  # an option, its kind, what it is
+        said = " ".join(lines[i:following]).partition("(default")[0].split()
+        assert len(said) > 3, said
 
 
 def test_nothing_and_unknown_commands_and_options_are_usage_errors(cli):
@@ -35,6 +43,9 @@ def test_nothing_and_unknown_commands_and_options_are_usage_errors(cli):
     done = cli("patc")
     assert done.code == 2 and "Did you mean 'patch'?" in done.err and done.out == ""
     assert cli("predict").code == 2
+    done = cli("sae", "trian")
+    assert done.code == 2 and "Did you mean 'sae train'" in done.err
+    assert cli("sae").code == 2 and "\n  sae train " in cli("sae", "--help").out and cli("sae", "--help").code == 0
     assert cli("patch", "--ovr", "layer").code == 2
     assert cli("predict", "a", "--k", "many").code == 2
 

@@ -12,19 +12,6 @@ from jaxinterp import zoo
 SHE_HE = ("--correct", " She", "--wrong", " He")
 
 
-@pytest.fixture
-def refused(cli, tmp_path):
-    """Runs a command that must be refused; returns its message."""
-
-    def run(*arguments, code=1):
-        done = cli(*arguments)
-        assert done.code == code, (done.out, done.err)
-        assert "Traceback" not in done.err and done.err.startswith("error: ") and "\nhint: " in done.err
-        return done.err
-
-    return run
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,122 @@
+"""`jaxinterp sae page`."""
+
+import dataclasses
+import itertools
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxinterp import saes, viz
+from jaxinterp.cli._commands import Command
+from jaxinterp.cli._options import (
+    ModelArgs,
+    ModelOptions,
+    OutputArgs,
+    OutputOptions,
+    check_range,
+    headline,
+    load_model,
+    model_facts,
+    provenance,
+)
+from jaxinterp.cli._output import Output
+from jaxinterp.cli._sae_options import (
+    Dictionary,
+    FileArgs,
+    TextArgs,
+    check_dictionary,
+    dictionary_line,
+    load_dictionary,
+    open_stream,
+    read_text,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Page:
+    """Options of `jaxinterp sae page`."""
+
+    dictionary: Dictionary
+    """A folder, or OWNER/REPOSITORY on the hub."""
+
+    files: FileArgs
+    text: TextArgs
+
+    tokens: int = 131_072
+    """About how many tokens of the text are read; documents are taken in an order drawn from --seed."""
+
+    n_top: int = 20
+    """Contexts of the largest activations that each latent shows."""
+
+    labels: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Also label each latent by the best of many written predicates, found on one half of the text and judged on the other."""
+
+    seed: int = 0
+    """Of the choice of documents."""
+
+    out: Path = Path("sae-pages")
+    """Folder for the pages; earlier pages there are replaced."""
+
+    model: ModelArgs = dataclasses.field(default_factory=ModelOptions)
+    output: OutputArgs = dataclasses.field(default_factory=OutputOptions)
+
+
+def run(options: Page, output: Output, command: str) -> dict[str, Any]:
+    """Describes the latents and writes their pages."""
+    check_range("--tokens", options.tokens, 2)
+    check_range("--n-top", options.n_top, 1)
+    check_range("--seed", options.seed, 0, 2**32 - 1)
+    sae = load_dictionary(options.dictionary, options.files)
+    lm = load_model(options.model)
+    tokens, again = (read_text(lm, options.model, options.text, seed=options.seed, epochs=1) for _ in range(2))
+    sites = [sae.config.site, sae.config.target_site]
+    stream = open_stream(lm, again, sites, batch_size=tokens.batch_size, seed=options.seed)
+    check_dictionary(sae, stream, options.model.model, output)
+    output.line(headline(lm, options.model), style="dim")
+    output.line(dictionary_line(sae))
+    special = {"exclude": tokens.special_ids}
+    batches = list(itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))))
+    with output.busy("describing latents"):
+        found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, **special)
+    ids = range(lm.config.d_vocab)
+    texts = [str(i) for i in ids] if lm.tokenizer is None else lm.tokenizer.str_tokens(ids)
+    predicates = None
+    if options.labels:
+        with output.busy("labelling latents"):
+            halves = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+            counts = [saes.count_tokens(sae, lm.model, lm.params, half, **special) for half in halves]
+            predicates = saes.predicates(*counts, texts)
+    about = {**provenance(lm, options.model, command), "dictionary": options.dictionary, "text": options.text.text.name}
+    index = viz.latent_pages(
+        found, options.out, texts=texts, predicates=predicates, title=f"Latents of {sae.config.site}",
+        notes=[f"A {dictionary_line(sae)}."], provenance=about, command=command,
+    )  # fmt: skip
+    active = int((found.firing_rate > 0).sum())
+    output.line(f"{active:,} of {sae.config.n_latents:,} latents are active in {int(found.rows):,} tokens")
+    if predicates is not None:
+        output.line(f"{predicates.count():,} have a label with an F1 above 0.8 on the other half of the text")
+    output.line(f"  {index}   open it in a browser: search, sort, go from latent to latent")
+    return {
+        **model_facts(lm, options.model),
+        "sae": saes.described(sae.config),
+        "tokens": int(found.rows),
+        "active": active,
+        "files": [str(index)],
+    }
+
+
+COMMAND = Command(
+    options=Page,
+    run=run,
+    description="""\
+Makes a folder of pages on the latents of a dictionary, which any browser opens without a network: an index to search
+and sort, and for each latent its strongest and its typical contexts, the tokens that it promotes and suppresses, how
+often and how strongly it is active, and the latents that are near it or active together with it.
+
+examples:
+  jaxinterp sae page sae-results/dictionary --text other-stories.txt
+  jaxinterp sae page sae-results/dictionary --text other-stories.txt --labels --out pages
+""",
+)
