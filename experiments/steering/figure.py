@@ -1,0 +1,2 @@
+"""The figure of the experiment."""
+def draw(results, file): pass
