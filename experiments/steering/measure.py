@@ -36,6 +36,18 @@ def remove(sae: saes.SAE, vector) -> tuple:
     return (ji.project_out(site, vector, layer=layer, position=BEHIND_BOS),)
 
 
+def hold(sae: saes.SAE, unit, level) -> tuple:
+    """The part along a direction of length 1 set to a level, as a clamp does with a latent; everywhere but at BOS."""
+    site, layer = saes_site(sae.config.site)
+    data = {"unit": unit, "level": jnp.asarray(level, jnp.float32)}
+    return (ji.edit(site, _held, data, layer=layer, position=BEHIND_BOS),)
+
+
+def _held(x, data):
+    along = jnp.einsum("...d,d->...", x, data["unit"], precision="highest")
+    return x + (data["level"] - along)[..., None] * data["unit"].reshape((1,) * (x.ndim - 1) + (-1,))
+
+
 @functools.partial(jax.jit, static_argnames="make")
 def log_probabilities(params, tokens, make=None, *data):
     """[B, T, V], under the handlers that `make(*data)` gives."""
@@ -70,7 +82,7 @@ def outcome(logs, clean, documents: TopicDocuments, topic) -> dict:
 
 
 @functools.partial(jax.jit, static_argnames=("make", "new"))
-def continued(params, prompts, key, make=None, *data, new=N_CTX - WARM):
+def continued(params, prompts, key, make=None, *data, new=N_CTX - WARM + 1):
     """Sampled continuations at temperature 1, the prompts in front."""
     handlers = () if make is None else make(*data)
     write = functools.partial(ji.generate, MODEL, max_new_tokens=new, temperature=1.0)

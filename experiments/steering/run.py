@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.steering import measure, subject
-from experiments.steering.figure import draw
-from experiments.steering.measure import clamp, push, remove
-from experiments.steering.subject import ASK, GRAMMAR, MODEL, N_CTX, SLOT, WARM
+from experiments.steering.measure import clamp, hold, push, remove
+from experiments.steering.subject import ASK, GRAMMAR, MODEL, N_CTX, WARM
 from jaxinterp import saes
 
-SITES = ["resid_post.1"]
+SITES = ["resid_post.0", "resid_post.1"]
 SCALES = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0)
 TOLD = (1.0, 2.0, 5.0, 10.0)
 
@@ -27,12 +26,12 @@ class Setting:
     """The sizes of a run."""
 
     def __init__(self, smoke: bool = False):
-        self.model_steps, self.steps = (3, 3) if smoke else (800, 800)
-        self.n_latents, self.k = (32, 4) if smoke else (256, 8)
-        self.documents, self.measured, self.prompts = (64, 32, 4) if smoke else (512, 128, 64)
-        self.controls = 1 if smoke else 4
+        self.model_steps, self.steps = (3, 3) if smoke else (600, 600)
+        self.n_latents, self.k = (32, 3) if smoke else (128, 3)
+        self.documents, self.measured, self.prompts = (64, 32, 4) if smoke else (512, 128, 32)
+        self.controls = 1 if smoke else 2
         self.topics = range(1 if smoke else GRAMMAR.n_topics)
-        self.scales, self.told = ((1.0,), (1.0,)) if smoke else (SCALES, TOLD)
+        self.scales, self.told = ((1.0, 5.0), (5.0,)) if smoke else (SCALES, TOLD)
 
 
 class Subject:
@@ -81,7 +80,7 @@ def latents_of(one: Subject, shuffled: np.random.Generator) -> dict:
     }  # fmt: skip
 
 
-def steer(one: Subject, found: dict, vectors) -> dict:
+def steer(one: Subject, found: dict, vectors, levels) -> list[dict]:
     """Every intervention on every topic, over scales; a scale of 1 is the latent's largest activation."""
     clean = measure.log_probabilities(one.params, one.measured.tokens)
     rows: list[dict] = []
@@ -97,6 +96,7 @@ def steer(one: Subject, found: dict, vectors) -> dict:
         cell("nothing", topic, 0.0)
         cell("latent", topic, 0.0, clamp, one.sae, latent, 0.0)
         cell("difference removed", topic, 0.0, remove, one.sae, v)
+        cell("difference held", topic, 0.0, hold, one.sae, v, levels[topic])
         controls, directions = one.alike(latent, found["latents"]), one.directions()
         for other, direction in zip(controls, directions, strict=True):
             cell("random latent", topic, 0.0, clamp, one.sae, int(other), 0.0)
@@ -108,7 +108,7 @@ def steer(one: Subject, found: dict, vectors) -> dict:
                 if scale in one.setting.told:
                     cell("random latent", topic, scale, clamp, one.sae, int(other), scale * largest)
                     cell("random direction", topic, scale, push, one.sae, scale * largest * direction)
-    return {"cells": rows}
+    return rows
 
 
 def write(one: Subject, found: dict, vectors) -> list[dict]:
@@ -125,11 +125,11 @@ def write(one: Subject, found: dict, vectors) -> list[dict]:
         v = vectors[topic] / jnp.linalg.norm(vectors[topic])
         other, direction = int(one.alike(latent, found["latents"])[0]), one.directions()[0]
         cell("nothing", topic, 0.0)
-        for scale in one.setting.told[-2:]:
+        for scale in (1.0, 2.0, 5.0):
             cell("latent", topic, scale, clamp, one.sae, latent, scale * largest)
             cell("difference", topic, scale, push, one.sae, scale * largest * v)
-            cell("random latent", topic, scale, clamp, one.sae, other, scale * largest)
-            cell("random direction", topic, scale, push, one.sae, scale * largest * direction)
+        cell("random latent", topic, scale, clamp, one.sae, other, scale * largest)
+        cell("random direction", topic, scale, push, one.sae, scale * largest * direction)
     return rows
 
 
@@ -153,56 +153,62 @@ def refuse(one: Subject) -> dict:
     cell("latent", 0.0, clamp, one.sae, latent, 0.0)
     cell("difference removed", 0.0, remove, one.sae, v)
     v = v / jnp.linalg.norm(v)
+    cell("difference held", 0.0, hold, one.sae, v, float((rows[~triggered[0][:, 0]] @ np.asarray(v)).mean()))
     for other, direction in zip(one.alike(latent, [], density), one.directions(), strict=True):
         cell("random latent", 0.0, clamp, one.sae, int(other), 0.0)
         cell("random direction removed", 0.0, remove, one.sae, direction)
         cell("random latent", 1.0, clamp, one.sae, int(other), largest)
-    for scale in one.setting.told[:2]:
+    for scale in (1.0, 2.0, 5.0):
         cell("latent", scale, clamp, one.sae, latent, scale * largest)
         cell("difference", scale, push, one.sae, scale * largest * v)
     return result
 
 
 def run_seed(setting: Setting, seed: int) -> dict:
-    """Every number of one seed: of the model, its data and its dictionary."""
+    """Every number of one seed: of the model, its data and its dictionaries."""
     start = time.perf_counter()
     params, loss = subject.train_model(seed, steps=setting.model_steps)
-    times = {"model": time.perf_counter() - start}
+    result = {"loss": loss, "seconds": {"model": time.perf_counter() - start}}
     how = dict(steps=setting.steps, n_latents=setting.n_latents, k=setting.k)
-    (sae,) = subject.train_dictionaries(params, seed, SITES, **how)
     untrained = MODEL.init(jax.random.key(9_000 + seed))
-    (control,) = subject.train_dictionaries(untrained, seed, SITES, **how)
-    times["dictionaries"] = time.perf_counter() - start - times["model"]
-    one = Subject(setting, seed, params, sae)
-    found = latents_of(one, one.rng)
-    found["auroc_untrained"] = subject.find(*Subject(setting, seed, untrained, control).rows())[1]
-    late = np.asarray(subject.residuals(params, sae, one.chosen_on.tokens))
-    vectors = subject.mean_differences(*subject.topic_rows(late, one.chosen_on, slots=True))
-    cosine = lambda a, b: float(jnp.dot(a, b, precision="highest") / jnp.linalg.norm(a) / jnp.linalg.norm(b))
-    rows = sae.params["W_dec"]
-    found["cosine_to_difference"] = [cosine(rows[i], v) for i, v in zip(found["latents"], vectors, strict=True)]
-    seen = saes.evaluate(sae, residuals_behind_bos(one))
-    result = {
-        "loss": loss, "dictionary": {"fvu": seen.fvu, "l0": seen.l0}, "topics": found,
-        "steering": steer(one, found, vectors)["cells"], "text": write(one, found, vectors), "refusal": refuse(one),
+    dictionaries = subject.train_dictionaries(params, seed, SITES, **how)
+    controls = subject.train_dictionaries(untrained, seed, SITES, **how)
+    result["seconds"]["dictionaries"] = time.perf_counter() - start - result["seconds"]["model"]
+    for sae, control in zip(dictionaries, controls, strict=True):
+        one = Subject(setting, seed, params, sae)
+        found = latents_of(one, one.rng)
+        found["auroc_untrained"] = subject.find(*Subject(setting, seed, untrained, control).rows())[1]
+        result[sae.config.site] = measured(one, found)
+    result["seconds"]["all"] = time.perf_counter() - start
+    return result
+
+
+def measured(one: Subject, found: dict) -> dict:
+    """Every number of one dictionary."""
+    rows = np.asarray(subject.residuals(one.params, one.sae, one.chosen_on.tokens))
+    rows, labels = subject.topic_rows(rows, one.chosen_on, slots=True)
+    vectors = subject.mean_differences(rows, labels)
+    units = np.asarray(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    levels = [float((rows[~labels[:, j]] @ units[j]).mean()) for j in range(len(units))]
+    written = np.asarray(one.sae.params["W_dec"])[found["latents"]]
+    found["cosine_to_difference"] = [float(x) for x in (written * units).sum(1)]
+    behind = subject.residuals(one.params, one.sae, one.held_out.tokens)[:, 1:]
+    seen = saes.evaluate(one.sae, behind.reshape(-1, behind.shape[-1]))
+    return {
+        "dictionary": {"fvu": float(seen.fvu), "l0": float(seen.l0)}, "topics": found,
+        "steering": steer(one, found, vectors, levels), "text": write(one, found, vectors), "refusal": refuse(one),
     }  # fmt: skip
-    times["all"] = time.perf_counter() - start
-    return {**result, "seconds": times}
-
-
-def residuals_behind_bos(one: Subject):
-    """Rows of the held-out documents, BOS left out."""
-    x = subject.residuals(one.params, one.sae, one.held_out.tokens)[:, 1:]
-    return x.reshape(-1, x.shape[-1])
 
 
 def rounded(tree):
-    """Numbers to five places, for JSON."""
+    """Numbers to five places, for JSON; None for what is not defined."""
     if isinstance(tree, dict):
         return {name: rounded(x) for name, x in tree.items()}
     if isinstance(tree, list | tuple):
         return [rounded(x) for x in tree]
-    return round(tree, 5) if isinstance(tree, float) else tree
+    if isinstance(tree, float):
+        return round(tree, 5) if np.isfinite(tree) else None
+    return tree
 
 
 def main() -> None:
@@ -218,7 +224,9 @@ def main() -> None:
         results[str(seed)] = rounded(run_seed(Setting(given.smoke), seed))
         file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
         print("seed", seed, "is done", flush=True)
-        draw(results, given.out / "steering.png")
+    from experiments.steering.figure import draw
+
+    draw(json.loads(file.read_text()), given.out / "steering.png")
 
 
 if __name__ == "__main__":
