@@ -68,7 +68,7 @@ def outcome(logs, clean, documents: TopicDocuments, topic) -> dict:
     is_slot, is_ask = (documents.kind == SLOT) & late, (documents.kind == ASK) & late
     own = (documents.topic == topic)[:, None]
     none = (documents.topic == GRAMMAR.n_topics)[:, None]
-    mean = lambda x, where: jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where), 1)
+    mean = lambda x, where: jnp.sum(jnp.where(where, x, 0.0)) / jnp.maximum(jnp.sum(where, dtype=jnp.float32), 1.0)
     words = (jnp.asarray(WORD_TOPICS) == topic).astype(jnp.float32)
     mass = jnp.dot(probs, words, precision="highest")
     legal = jnp.sum(probs * jnp.asarray(LEGAL)[documents.kind], -1)

@@ -18,7 +18,14 @@ N_CTX, WARM = 32, 8
 """Tokens of a document; positions from which a document has shown its topic."""
 MODEL = ji.Model(
     config=ji.TransformerConfig(
-        n_layers=2, d_model=64, n_ctx=N_CTX + 1, n_heads=4, d_head=16, d_vocab=GRAMMAR.d_vocab, d_mlp=128, normalization_type="RMS",
+        n_layers=2,
+        d_model=64,
+        n_ctx=N_CTX + 1,
+        n_heads=4,
+        d_head=16,
+        d_vocab=GRAMMAR.d_vocab,
+        d_mlp=128,
+        normalization_type="RMS",
         positional_embedding_type="rotary",
     )
 )
@@ -40,7 +47,9 @@ def train_model(seed: int, *, steps: int) -> tuple[dict, float]:
     return state.params, history[-1]["loss"]
 
 
-def train_dictionaries(params: dict, seed: int, sites: list[str], *, steps: int, n_latents: int, k: int) -> list[saes.SAE]:
+def train_dictionaries(
+    params: dict, seed: int, sites: list[str], *, steps: int, n_latents: int, k: int
+) -> list[saes.SAE]:
     """One TopK dictionary for each site, from one stream; BOS is left out."""
     documents = GRAMMAR.sample(jax.random.key(1_000 + seed), 8192, n_ctx=N_CTX)
     tokens = read_tokens(np.asarray(documents.tokens), n_ctx=N_CTX, batch_size=128, seed=seed, epochs=None)
@@ -84,7 +93,9 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (ranks.T @ labels - positive * (positive + 1) / 2) / np.maximum(positive * negative, 1.0)
 
 
-def find(acts: np.ndarray, labels: np.ndarray, held_acts: np.ndarray, held_labels: np.ndarray) -> tuple[list[int], list[float]]:
+def find(
+    acts: np.ndarray, labels: np.ndarray, held_acts: np.ndarray, held_labels: np.ndarray
+) -> tuple[list[int], list[float]]:
     """One latent for each label, chosen on the first rows, and its AUROC on the others.
 
     Of the latents whose AUROC is above .95 it is the one whose mean activation differs most; where there is none, the one of
