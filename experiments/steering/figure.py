@@ -34,11 +34,11 @@ def draw(results: dict, file: Path) -> None:
             ylim=(0, 1), xlabel="scale (1: the latent's largest activation)", ylabel="probability of the topic's words"
         )
         effect.set_title(f"{site}: documents without a topic, behind articles", fontsize=9, loc="left")
-        side.set(xlim=(0, 1), xlabel="probability of the topic's words", ylabel="KL elsewhere (nats)", yscale="symlog")
+        side.set(xlim=(0, 1), xlabel="probability of the topic's words", ylabel="KL elsewhere (nats)")
         side.set_yscale("symlog", linthresh=0.1)
         side.set_ylim(bottom=0)
         side.set_title("Side effect against effect", fontsize=9, loc="left")
-        for i, (method, label, color) in enumerate(BARS):
+        for i, (method, _, color) in enumerate(BARS):
             rows = cells(results, site, "refusal", method=method, scale=0.0)
             refusal.barh(i - 0.2, mean(rows, "triggered"), 0.4, color=color)
             refusal.barh(i + 0.2, mean(rows, "untriggered"), 0.4, color=color, alpha=0.45)

@@ -1,5 +1,6 @@
 """Means over topics and seeds, and targets: `python -m experiments.steering.summary FOLDER` prints what the README tells."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def at_effect(results: dict, site: str, method: str, effect: float, name: str) -
                 if r["topic"] == topic and (r["method"] == "nothing" or (r["method"] == method and r["scale"]))
             ]
             own, total = sorted(own, key=lambda row: row["scale"]), total + 1
-            for low, high in zip(own, own[1:], strict=False):
+            for low, high in itertools.pairwise(own):
                 if low["none"] < effect <= high["none"]:
                     share = (effect - low["none"]) / (high["none"] - low["none"])
                     values.append(low[name] + share * (high[name] - low[name]))
@@ -111,8 +112,9 @@ def tell(results: dict, site: str) -> None:
         seen = {(row["method"], row["scale"]): 0 for row in cells(results, site, name)}
         for method, scale in seen:
             rows = cells(results, site, name, method=method, scale=scale)
-            print(name, method, scale, {n: round(mean(rows, n), 4) for n in rows[0] if n not in ("method", "scale", "topic")},
-                  "largest" if name == "refusal" else "", max(r["triggered"] for r in rows) if name == "refusal" else "")  # fmt: skip
+            told = [n for n in rows[0] if n not in ("method", "scale", "topic")]
+            worst = {"largest": max(row["triggered"] for row in rows)} if name == "refusal" else {}
+            print(name, method, scale, {n: round(mean(rows, n), 4) for n in told} | worst)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,14 @@
 """The steering experiment: interventions against arithmetic by hand, and the kept numbers against what the README claims."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxinterp as ji
-from experiments.steering import measure, run, subject
-from experiments.steering.summary import SITES, cells, mean
+from experiments.steering import measure, subject
 from jaxinterp import saes
 from tests.tiny import check_close
-
-RESULTS = Path(run.__file__).parent / "results.json"
 
 
 @pytest.fixture(scope="module")
