@@ -12,8 +12,8 @@ LOOKS = {
 }
 BARS = (
     ("nothing", "unedited", "#656d76"), ("latent", "latent at 0", "#2673b4"), ("random latent", "random latent at 0", "#8fc1e3"),
-    ("difference held", "difference held", "#d4523a"), ("difference removed", "difference\nprojected out", "#730d1c"),
-    ("random direction removed", "random direction\nprojected out", "#f5b294"),
+    ("difference held", "difference held", "#d4523a"), ("difference removed", "difference projected out", "#730d1c"),
+    ("random direction removed", "random direction projected out", "#f5b294"),
 )  # fmt: skip
 
 
@@ -33,19 +33,20 @@ def draw(results: dict, file: Path) -> None:
         effect.set(
             ylim=(0, 1), xlabel="scale (1: the latent's largest activation)", ylabel="probability of the topic's words"
         )
-        effect.set_title(f"{site}: documents without a topic, behind articles", fontsize=9, loc="left")
+        effect.set_title(f"{site}: documents without a topic", fontsize=9, loc="left")
         side.set(xlim=(0, 1), xlabel="probability of the topic's words", ylabel="KL elsewhere (nats)")
         side.set_yscale("symlog", linthresh=0.1)
         side.set_ylim(bottom=0)
         side.set_title("Side effect against effect", fontsize=9, loc="left")
         for i, (method, _, color) in enumerate(BARS):
             rows = cells(results, site, "refusal", method=method, scale=0.0)
-            refusal.barh(i - 0.2, mean(rows, "triggered"), 0.4, color=color)
-            refusal.barh(i + 0.2, mean(rows, "untriggered"), 0.4, color=color, alpha=0.45)
+            refuses = mean(rows, "triggered")
+            refusal.barh(i, refuses, 0.7, color=color)
+            refusal.barh(i, mean(rows, "triggered_ok"), 0.7, left=refuses, color="white", edgecolor=color, hatch="///")
         refusal.set_yticks(range(len(BARS)), [label for _, label, _ in BARS], fontsize=8)
         refusal.invert_yaxis()
-        refusal.set(xlim=(0, 1.02), xlabel="probability of REFUSE (pale: without the trigger)")
-        refusal.set_title("Refusals", fontsize=9, loc="left")
+        refusal.set(xlim=(0, 1.02), xlabel="P(REFUSE) full, P(OK) hatched")
+        refusal.set_title("Questions behind the trigger", fontsize=9, loc="left")
     grid[0, 0].legend(frameon=False, fontsize=7.5)
     for axes in grid.flat:
         axes.spines[["top", "right"]].set_visible(False)

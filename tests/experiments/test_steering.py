@@ -1,5 +1,8 @@
 """The steering experiment: interventions against arithmetic by hand, and the kept numbers against what the README claims."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 import jaxinterp as ji
 from experiments.steering import measure, subject
+from experiments.steering.summary import SITES, cells, mean
 from jaxinterp import saes
 from tests.tiny import check_close
 
@@ -65,3 +69,17 @@ def test_outcomes(parts):
     )
     text = measure.text_outcome(documents.tokens, int(documents.topic[0]))
     assert text["legal"] == 1.0 and text["of_content"] > text["of_all"]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_the_kept_numbers_are_what_the_readme_tells(site):
+    kept = json.loads((Path(measure.__file__).parent / "results.json").read_text())
+    assert len(kept) == 3
+    for seed in kept.values():
+        assert sum(area > 0.95 for area in seed[site]["topics"]["auroc"]) >= 7
+        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6 and max(seed[site]["topics"]["auroc_untrained"]) < 0.7
+    latent, difference = (cells(kept, site, "steering", method=name, scale=5.0) for name in ("latent", "difference"))
+    assert mean(latent, "none") < 0.8 < mean(difference, "none")  # a miss of the target, and its peer
+    held = cells(kept, site, "steering", method="difference held", scale=0.0)
+    assert mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
+    assert mean(cells(kept, site, "refusal", method="random latent", scale=0.0), "triggered") > 0.95
