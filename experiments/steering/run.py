@@ -201,13 +201,13 @@ def measured(one: Subject, found: dict) -> dict:
 
 
 def rounded(tree):
-    """Numbers to five places, for JSON; None for what is not defined."""
+    """Numbers to four places, for JSON; None for what is not defined."""
     if isinstance(tree, dict):
         return {name: rounded(x) for name, x in tree.items()}
     if isinstance(tree, list | tuple):
         return [rounded(x) for x in tree]
     if isinstance(tree, float):
-        return round(tree, 5) if np.isfinite(tree) else None
+        return round(tree, 4) if np.isfinite(tree) else None
     return tree
 
 
@@ -222,7 +222,7 @@ def main() -> None:
     for seed in given.seeds:
         results = json.loads(file.read_text()) if file.is_file() else {}
         results[str(seed)] = rounded(run_seed(Setting(given.smoke), seed))
-        file.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+        file.write_text(json.dumps(results, separators=(",", ":"), allow_nan=False) + "\n")
         print("seed", seed, "is done", flush=True)
     from experiments.steering.figure import draw
 

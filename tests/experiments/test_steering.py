@@ -81,5 +81,7 @@ def test_the_kept_numbers_are_what_the_readme_tells(site):
     latent, difference = (cells(kept, site, "steering", method=name, scale=5.0) for name in ("latent", "difference"))
     assert mean(latent, "none") < 0.8 < mean(difference, "none")  # a miss of the target, and its peer
     held = cells(kept, site, "steering", method="difference held", scale=0.0)
-    assert mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
+    assert (
+        mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
+    )
     assert mean(cells(kept, site, "refusal", method="random latent", scale=0.0), "triggered") > 0.95
