@@ -14,6 +14,9 @@ The tasks, each `task(key, n, tokenizer, ...) -> PromptPairs`:
 Rows in place of prompts:
     planted: sums of known directions, for judging sparse dictionaries.
 
+Documents of a grammar:
+    TopicGrammar: documents about one topic each, with a refusal behind a trigger, for steering.
+
 Tokenizers:
     TokenizerLike: what a task asks of a tokenizer.
     WordTokenizer: one token a word, for symbolic tasks and examples.
@@ -27,6 +30,7 @@ from jaxinterp.tasks._pairs import PromptPairs
 from jaxinterp.tasks._planted import Planted, planted
 from jaxinterp.tasks._pronouns import PRONOUN_TEMPLATES, pronouns
 from jaxinterp.tasks._tokens import TokenizerLike
+from jaxinterp.tasks._topics import TopicDocuments, TopicGrammar
 from jaxinterp.tasks._words import WordTokenizer
 
 __all__ = [
@@ -37,6 +41,8 @@ __all__ = [
     "PromptPairs",
     "RepeatedTokens",
     "TokenizerLike",
+    "TopicDocuments",
+    "TopicGrammar",
     "WordTokenizer",
     "greater_than",
     "indirect_objects",

@@ -1,0 +1,87 @@
+"""The steering experiment: interventions against arithmetic by hand, and the kept numbers against what the README claims."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxinterp as ji
+from experiments.steering import measure, subject
+from experiments.steering.summary import SITES, cells, mean
+from jaxinterp import saes
+from tests.tiny import check_close
+
+
+@pytest.fixture(scope="module")
+def parts():
+    params = subject.MODEL.init(jax.random.key(0))
+    config = saes.SAEConfig(architecture=saes.TopK(k=3, auxiliary=None), d_in=64, n_latents=24, site="resid_post.0")
+    documents = subject.GRAMMAR.sample(jax.random.key(1), 4, n_ctx=subject.N_CTX)
+    rows = subject.residuals(params, saes.init(config, jax.random.key(2)), documents.tokens)
+    return params, saes.init(config, jax.random.key(2), rows.reshape(-1, 64)), documents, np.asarray(rows, np.float64)
+
+
+def test_interventions_against_arithmetic_by_hand(parts):
+    params, sae, documents, x = parts
+    latents, decoder = np.asarray(sae.encode(jnp.asarray(x, jnp.float32))), np.asarray(sae.params["W_dec"], np.float64)
+    j = int((latents > 0).mean((0, 1)).argmax())
+    unit = decoder[j] / np.linalg.norm(decoder[j])
+    expected = {
+        "clamp": x + (7.0 - latents[..., j : j + 1]) * decoder[j],
+        "push": x + 7.0 * unit,
+        "remove": x - (x @ unit)[..., None] * unit,
+        "hold": x + (7.0 - x @ unit)[..., None] * unit,
+    }
+    f = unit.astype(np.float32)
+    handlers = {
+        "clamp": measure.clamp(sae, j, 7.0), "push": measure.push(sae, 7.0 * f), "remove": measure.remove(sae, f),
+        "hold": measure.hold(sae, f, 7.0),
+    }  # fmt: skip
+    assert (latents[..., j] > 0).any() and (latents[..., j] == 0).any()
+    for name, steps in handlers.items():
+        stop = lambda params, tokens, *, tap: subject.MODEL.residual(params, tokens, stop=1, tap=tap)
+        got = np.asarray(ji.run(stop, *steps)(params, documents.tokens)[0])
+        check_close(got[:, 1:], expected[name][:, 1:])
+        check_close(got[:, 0], x[:, 0])  # BOS stays
+
+
+def test_auroc_against_pairs():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 4, (30, 2)).astype(float), rng.random((30, 3)) < 0.4
+    for i in range(2):
+        for j in range(3):
+            high, low = scores[labels[:, j], i], scores[~labels[:, j], i]
+            pairs = (high[:, None] > low) + 0.5 * (high[:, None] == low)
+            assert subject.auroc(scores, labels)[i, j] == pytest.approx(pairs.mean())
+
+
+def test_outcomes(parts):
+    _, _, documents, _ = parts
+    grammar = subject.GRAMMAR
+    even = np.full((4, subject.N_CTX, grammar.d_vocab), -np.log(grammar.d_vocab), np.float32)
+    got = measure.outcome(even, even, documents, 2)
+    share = grammar.words_per_topic / grammar.d_vocab
+    assert float(got["anywhere"]) == pytest.approx(share, rel=1e-4) and float(got["side_kl"]) == pytest.approx(
+        0.0, abs=1e-5
+    )
+    text = measure.text_outcome(documents.tokens, int(documents.topic[0]))
+    assert text["legal"] == 1.0 and text["of_content"] > text["of_all"]
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_the_kept_numbers_are_what_the_readme_tells(site):
+    kept = json.loads((Path(measure.__file__).parent / "results.json").read_text())
+    assert len(kept) == 3
+    for seed in kept.values():
+        assert sum(area > 0.95 for area in seed[site]["topics"]["auroc"]) >= 7
+        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6 and max(seed[site]["topics"]["auroc_untrained"]) < 0.7
+    latent, difference = (cells(kept, site, "steering", method=name, scale=5.0) for name in ("latent", "difference"))
+    assert mean(latent, "none") < 0.8 < mean(difference, "none")  # a miss of the target, and its peer
+    held = cells(kept, site, "steering", method="difference held", scale=0.0)
+    assert (
+        mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
+    )
+    assert mean(cells(kept, site, "refusal", method="random latent", scale=0.0), "triggered") > 0.95
