@@ -76,18 +76,18 @@ def run(options: Page, output: Output, command: str) -> dict[str, Any]:
     check_dictionary(sae, stream, options.model.model, output)
     output.line(headline(lm, options.model), style="dim")
     output.line(dictionary_line(sae))
-    special = {"exclude": tokens.special_ids}
+    special = tokens.special_ids
     batches = list(itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))))
     with output.busy("describing latents"):
-        found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, **special)
+        found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, exclude=special)
     ids = range(lm.config.d_vocab)
     texts = [str(i) for i in ids] if lm.tokenizer is None else lm.tokenizer.str_tokens(ids)
     predicates = None
     if options.labels:
         with output.busy("labelling latents"):
-            halves = batches[: len(batches) // 2], batches[len(batches) // 2 :]
-            counts = [saes.count_tokens(sae, lm.model, lm.params, half, **special) for half in halves]
-            predicates = saes.predicates(*counts, texts)
+            half = len(batches) // 2
+            count = lambda part: saes.count_tokens(sae, lm.model, lm.params, part, exclude=special)
+            predicates = saes.predicates(count(batches[:half]), count(batches[half:]), texts)
     about = {**provenance(lm, options.model, command), "dictionary": options.dictionary, "text": options.text.text.name}
     index = viz.latent_pages(
         found, options.out, texts=texts, predicates=predicates, title=f"Latents of {sae.config.site}",
