@@ -40,8 +40,8 @@ def plot_training(
 
     Example:
         >>> row = {"step": 1, "loss": 1.0, "fvu": 0.9, "l0": 4.0, "dead": 0.0}
-        >>> [axes.get_ylim()[0] for axes in plot_training([row, row | {"step": 2, "fvu": 0.5}]).axes[1:]]
-        [0.0, 0.0, 0.0]
+        >>> [axes.get_title("left") for axes in plot_training([row, row | {"step": 2, "fvu": 0.5}]).axes[2:]]
+        ['L0 (active latents of a row)', 'dead latents (share)']
     """
     if not rows:
         raise InputError("there is no row of metrics to draw: a run writes one every `log_every` steps.")
