@@ -58,7 +58,7 @@ def ablation_effects(
     latents: Sequence[int],
     *,
     exclude: Sequence[int] = (),
-    exclude_positions: Sequence[int] = (),
+    exclude_positions: Sequence[int] = (0,),
     key: PRNGKeyArray | None = None,
 ) -> AblationEffects:
     """Takes single latents out of a model's site and looks at the logits of the next token.

@@ -12,7 +12,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, ArrayLike
 from jaxinterp.saes._recovery import Recovery
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, as_written
 from jaxinterp.tasks import Planted
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Absorption:
         missed_without: the same where the parent is active and none of its children is; what is missed anyway.
         absorbed: where both are active, the share of rows in which the parent's latent is silent and the child's latent writes
             at least half of the parent's amount along the parent's direction.
-        elsewhere: the control: the same for a direction that is not the child's parent, where both are active.
+        elsewhere: the control: the same for a direction that is no ancestor or descendant of the child, where both are active.
         tilt: the cosine of the child's latent to the parent's direction, less that of the child's own direction.
     """
 
@@ -85,13 +85,7 @@ def absorption(sae: SAE, truth: Planted, found: Recovery, rows: ArrayLike, amoun
     if not child.size:
         raise InputError("This planted dictionary has no parents: plant it with planted(..., parents=...).")
     parent = parents[child]
-    # a direction of the same level as the parent that has nothing to do with the child
-    others = np.unique(parent)
-    if others.size > 1:
-        other = others[(np.searchsorted(others, parent) + 1) % others.size]
-    else:
-        roots = np.flatnonzero((parents < 0) & (np.arange(len(parents)) != parent[0]))
-        other = np.full(child.size, roots[0] if roots.size else -1)
+    other = np.array([unrelated(int(c), parents) for c in child])
     latents = np.asarray(found.latents)
     children = parents[None] == np.arange(len(parents))[:, None]  # [G, G], whether the second is a child of the first
     rates = _rates(
@@ -105,14 +99,29 @@ def absorption(sae: SAE, truth: Planted, found: Recovery, rows: ArrayLike, amoun
     return Absorption(child=child, parent=parent, **rates)
 
 
+def unrelated(child: int, parents: np.ndarray) -> int:
+    """A direction for the control: one that has children (else any) and is not on the child's line; -1 where there is none."""
+
+    def above(direction: int) -> list[int]:
+        line = [direction]
+        while parents[line[-1]] >= 0:
+            line.append(int(parents[line[-1]]))
+        return line
+
+    free = [i for i in range(len(parents)) if i not in above(child) and child not in above(i)]
+    with_children = [i for i in free if i in parents]
+    free = with_children or free
+    behind = [i for i in free if i > parents[child]]  # in turn, so that not all children get the same one
+    return (behind or free or [-1])[0]
+
+
 @jax.jit
 def _rates(
     sae: SAE, directions: Array, rows: Array, amounts: Array, latents: Array, children: Array, child: Array, parent: Array,
     other: Array,
 ) -> dict[str, Array]:  # fmt: skip
     active = amounts > 0
-    codes = sae.encode(rows)
-    decoder = sae.params["W_dec"]
+    codes, decoder = as_written(sae, rows)
     writes = lambda to: jnp.sum(decoder[latents[child]] * directions[to], axis=1)  # by a unit of the child's latent
     silent = lambda of: codes[:, latents[of]] == 0
     share = lambda where, counted: jnp.where(

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, ArrayLike, Float, Params, PRNGKeyArray
+from jaxinterp.saes._active import ranking
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._linear import preactivations, projections
+from jaxinterp.saes._fold import PER_LATENT
+from jaxinterp.saes._linear import preactivations, projections, without_latents, written
 from jaxinterp.saes._normalize import measured_scale, normalized
 from jaxinterp.saes._sae import SAE
 
@@ -21,7 +23,8 @@ def random_dictionary(
     """A dictionary of the same kind and size whose directions are random: the control of every number.
 
     It is what the architecture begins with (encoder tied to random decoder rows, biases from the rows). TopK then has the L0 of
-    a trained one by itself; of the others one shift of all thresholds, fitted on the rows, gives the L0 asked for.
+    a trained one by itself; of the others one shift of all thresholds, fitted on the rows, gives the L0 asked for. One factor for
+    all latents, fitted as well, makes the error least, so that what the control lacks is directions and not a length.
 
     Args:
         config: of the dictionary that is judged.
@@ -59,10 +62,12 @@ def random_dictionary(
     target = x if targets is None else jnp.asarray(targets)
     scales = {"input": measured_scale(x, config.normalize), "target": measured_scale(target, config.normalize)}
     inputs = normalized(x, scales["input"], config.normalize)[0]
-    params = architecture.init(key, config, normalized(target, scales["target"], config.normalize)[0])
+    outputs = normalized(target, scales["target"], config.normalize)[0]
+    params = architecture.init(key, config, outputs)
     wanted = k if l0 is None else l0
     if wanted is not None and architecture.name != "topk":
         params = _matched(params, inputs, config, float(wanted))
+    params = _of_least_error(params, inputs, outputs, config)
     return SAE(params=params, scales=scales, config=config)
 
 
@@ -71,8 +76,8 @@ def _matched(params: Params, inputs: Float[Array, "B D"], config: SAEConfig, l0:
     architecture: Any = config.architecture
     gated = architecture.name == "gated"
     before = projections(params, inputs, config) if gated else preactivations(params, inputs, config)
-    if getattr(architecture, "norm_scaled", False):
-        before = before * jnp.linalg.norm(params["W_dec"], axis=1)[None]
+    if architecture.name in ("batch_topk", "matryoshka"):  # whose threshold is of latents as they are scaled
+        before = ranking(params, before, architecture.norm_scaled)
     cut = jnp.quantile(before.ravel(), 1.0 - l0 / config.n_latents)
     if gated:
         return {**params, "b_gate": jnp.full_like(params["b_gate"], -cut)}
@@ -82,6 +87,19 @@ def _matched(params: Params, inputs: Float[Array, "B D"], config: SAEConfig, l0:
     if "log_threshold" in params:
         return {**params, "log_threshold": jnp.full_like(params["log_threshold"], jnp.log(cut))}
     return {**params, "threshold": jnp.full_like(params["threshold"], cut)}
+
+
+def _of_least_error(
+    params: Params, inputs: Float[Array, "B D"], outputs: Float[Array, "B D_out"], config: SAEConfig
+) -> Params:
+    """With all latents multiplied by the factor, above 0, by which they reconstruct best."""
+    architecture: Any = config.architecture
+    added = written(architecture.decoder(params), architecture.encode(params, inputs, config), config)
+    rest = outputs - without_latents(params, inputs, config)
+    factor = jnp.maximum(jnp.sum(added * rest) / jnp.maximum(jnp.sum(jnp.square(added)), 1e-30), 1e-6)
+    linear = {name: leaf * factor for name, leaf in params.items() if name in (*PER_LATENT, "threshold")}
+    logs = {name: params[name] + jnp.log(factor) for name in ("log_threshold",) if name in params}
+    return {**params, **linear, **logs}
 
 
 def random_weights(params: Params, key: PRNGKeyArray, *, keep: tuple[str, ...] = ()) -> Params:

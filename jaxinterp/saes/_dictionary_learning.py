@@ -1,7 +1,7 @@
 """dictionary_learning (Marks, Karvonen, Mueller): config.json and ae.pt, which is read as ae.safetensors.
 
-Facts of the form: github.com/saprmarks/dictionary_learning, `dictionary.py`, `trainers/*.py`, `utils.py`. JumpReLU and gated
-dictionaries give latents times the length of their decoder row there.
+Facts of the form: dictionary-learning 0.1.0, `dictionary.py`, `trainers/*.py`, `utils.py`. Its loader makes the decoder rows of
+an AutoEncoder 1 long and its latents longer in their place; those of other classes it leaves alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxinterp.saes._batch_topk import BatchTopK
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._fold import as_jump_relu, fold_lengths, fold_scales
+from jaxinterp.saes._fold import as_jump_relu, fold_center, fold_lengths, fold_scales
 from jaxinterp.saes._form import Content, Field, Form, Tensor, Written, made_config, read_fields, refuse
 from jaxinterp.saes._gated import Gated
 from jaxinterp.saes._jump_relu import JumpReLU
@@ -77,7 +77,7 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
 
 def _site(layer: Any, module: str | None, buffer: dict[str, Any] | None) -> str:
     """The residual stream behind a layer, which is what their scripts name so; else their name."""
-    end = "" if (buffer or {}).get("io", "out") == "out" else f" ({(buffer or {})['io']})"
+    end = _end(buffer)
     if layer is None:
         return f"{module or 'x'}{end}"
     return (
@@ -87,22 +87,29 @@ def _site(layer: Any, module: str | None, buffer: dict[str, Any] | None) -> str:
     )
 
 
+def _end(buffer: dict[str, Any] | None) -> str:
+    """What a site's name has behind it, where a module's input is read and not its output."""
+    side = (buffer or {}).get("io", "out")
+    return "" if side == "out" else f" ({side})"
+
+
 def _architecture(name: str, v: dict[str, Any]) -> Any:
     if name.startswith("AutoEncoder") and name != "AutoEncoderTopK":
-        return ReLU(unit_norm=name == "AutoEncoder")
+        return ReLU(norm_scaled=name == "AutoEncoder")
     if name == "GatedAutoEncoder":
-        return Gated(unit_norm=False, norm_scaled=True)
+        return Gated(unit_norm=False)
     if name == "JumpReluAutoEncoder":
-        return JumpReLU(parameter="threshold", norm_scaled=True)
+        return JumpReLU(parameter="threshold")
     if name == "MatryoshkaBatchTopKSAE":
         return Matryoshka(k=v["k"], widths=tuple(itertools.accumulate(v["group_sizes"]))[:-1])
     return (TopK if name == "AutoEncoderTopK" else BatchTopK)(k=v["k"])
 
 
 def _class_of(config: SAEConfig) -> str:
-    kind = config.architecture.name
+    architecture: Any = config.architecture
+    kind = architecture.name
     if kind == "relu":
-        return "AutoEncoder" if config.centers else "AutoEncoderNew"
+        return "AutoEncoder" if architecture.norm_scaled else "AutoEncoderNew"
     return {
         "gated": "GatedAutoEncoder", "jump_relu": "JumpReluAutoEncoder", "topk": "AutoEncoderTopK",
         "batch_topk": "BatchTopKSAE", "matryoshka": "MatryoshkaBatchTopKSAE",
@@ -133,25 +140,26 @@ def _sizes(config: SAEConfig) -> list[int]:
 def write(content: Content, old: dict[str, Any]) -> Written:
     """As the class that computes the same, with the buffers that their loader wants."""
     content = fold_scales(content)
-    content = as_jump_relu(content) if content.config.architecture.name == "jump_relu" else content
     kind: Any = content.config.architecture
-    unscaled = kind.name in ("gated", "jump_relu") and not kind.norm_scaled
-    lengths = np.linalg.norm(content.params["W_dec"].astype(np.float64), axis=1)
-    content = content if kind.name in ("gated", "jump_relu") else fold_lengths(content)
+    if kind.name == "jump_relu":
+        content = fold_center(as_jump_relu(content))
+    elif kind.name == "relu" and not (kind.norm_scaled and content.config.centers):
+        content = fold_center(fold_lengths(content))  # AutoEncoderNew, whose latents are as its weights give them
+    elif kind.name != "relu":
+        content = fold_lengths(content)
     config = content.config
-    name = _class_of(config)
+    kind, name = config.architecture, _class_of(config)
     faults = {
         f"normalize={config.normalize!r}": config.normalize != "none",
         "it is a transcoder": config.target is not None,
         f"{name} there {'subtracts' if name in CENTERED else 'does not subtract'} the decoder's bias": config.centers
         != (name in CENTERED),
-        f"{name} there gives latents times the length of their decoder row, and these lengths are not 1": unscaled
-        and not np.allclose(lengths, 1.0, atol=1e-5),
     }
     refuse("dictionary_learning's form", [what for what, holds in faults.items() if holds])
     kept = {key: value for key, value in old.get("trainer", {}).items() if key in TRAINER_HARMLESS}
-    layer = config.site.rpartition(".")[2]
-    place: dict[str, Any] = {"submodule_name": config.site}
+    layer, end = config.site.rpartition(".")[2], _end(old.get("buffer"))
+    buffer = (old.get("buffer") or {}) if config.site.endswith(end) else {}
+    place: dict[str, Any] = {"submodule_name": config.site.removesuffix(end)}
     if config.site == f"resid_post.{layer}" and layer.isdigit():
         place = {"layer": int(layer), "submodule_name": f"resid_post_layer_{layer}"}
     trainer = {**kept, "dict_class": name, "activation_dim": config.d_in, "dict_size": config.n_latents, **place}
@@ -162,7 +170,7 @@ def write(content: Content, old: dict[str, Any]) -> Written:
         extra["threshold"] = np.asarray(-1.0, np.float32)
     if kind.name == "matryoshka":
         trainer["group_sizes"], extra["group_sizes"] = _sizes(config), np.asarray(_sizes(config), np.int64)
-    return Written(content, {"trainer": trainer, "buffer": old.get("buffer") or {}}, extra)
+    return Written(content, {"trainer": trainer, "buffer": buffer}, extra)
 
 
 FORM = Form(

@@ -14,7 +14,7 @@ from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Params
 from jaxinterp.saes import _linear
 from jaxinterp.saes._sae import SAE
-from jaxinterp.tap import split_site
+from jaxinterp.tap import site_of_hook, split_site
 
 IN_STREAM = ("embed", "resid_pre", "resid_mid", "resid_post", "attn.in", "attn.out", "mlp.in", "mlp.out", "final.in")
 """Sites that are the residual stream, or are added to it."""
@@ -44,7 +44,8 @@ def extreme_tokens(
     [N, 0] where there is no `unembed`, and the dictionary does not write into the residual stream, whose dtype is `dtype`.
     """
     rows = _directions(sae) * sae.config.width_out**0.5
-    in_stream = split_site(sae.config.target_site)[0] in IN_STREAM and hasattr(model, "unembed")
+    site = sae.config.target_site
+    in_stream = split_site(site_of_hook(site) or site)[0] in IN_STREAM and hasattr(model, "unembed")
     if unembed is None and not in_stream:
         empty = Ranked(ids=np.zeros((len(rows), 0), np.int32), values=np.zeros((len(rows), 0), np.float32))
         return empty, empty

@@ -13,7 +13,7 @@ from jaxinterp._errors import ConfigError, InputError, closest
 from jaxinterp.saes import _own
 from jaxinterp.saes._config import SAEConfig
 from jaxinterp.saes._form import Content, Form
-from jaxinterp.saes._forms import FORMS, OWN, WEIGHTS, check_replaceable, find_folder, form_of
+from jaxinterp.saes._forms import FORMS, OWN, SITE, WEIGHTS, check_replaceable, find_folder, form_of
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._tensors import DTYPES, check, exactly, give, on_host, read_tensors, take, with_dtype, write_tensors
@@ -150,6 +150,8 @@ def _read(
     files = {file: (folder / file).read_bytes() for file in form.files if (folder / file).is_file()}
     tensors = read_tensors(folder / form.weights)
     config = form.read(raw, {key: value.shape for key, value in tensors.items()}, place)
+    if form.by_place and (folder / SITE).is_file():
+        config = dataclasses.replace(config, **read_json(folder / SITE, "it says what the dictionary reads")[1])
     constant = scale if scale is not None else form.scale(files)
     if config.normalize in ("sqrt_d", "unit") and constant is None:
         raise ConfigError(
@@ -184,12 +186,23 @@ def _written(
         dtypes = {ours: kind for ours, _, kind in old.params}
         params = {name: exactly(name, leaf, dtypes[name]) for name, leaf in content.params.items()}
         kept = {name: np.frombuffer(data, kind).reshape(shape) for name, kind, shape, data in old.tensors}
-        return {**give(params, names), **kept}, dict(old.files)
+        return {**give(params, names), **kept}, {**dict(old.files), **_beside(table, content, dict(old.files))}
     content, said, more = table.write(content, {} if old is None else old.config)
     params = {name: with_dtype(leaf, dtype) for name, leaf in content.params.items()}
     said = {**said, **({"dtype": dtype} if dtype and "dtype" in said else {})}
     files = {} if table.config_file is None else {table.config_file: json.dumps(said, indent=1).encode()}
-    return {**give(params, table.tensors(content.config, ())), **more}, files
+    return {**give(params, table.tensors(content.config, ())), **more}, {**files, **_beside(table, content, {})}
+
+
+def _beside(table: Form, content: Content, files: dict[str, bytes]) -> dict[str, bytes]:
+    """What neither the form's config nor its tensors say: the site, and the constant of a normalization."""
+    config, more = content.config, {}
+    if table.by_place:
+        said = {"site": config.site} if config.target is None else {"site": config.site, "target": config.target}
+        more[SITE] = json.dumps(said, indent=1).encode()
+    if config.normalize in ("sqrt_d", "unit") and table.scale(files) is None:
+        more |= table.scale_file(content.scales["input"])
+    return more
 
 
 def _is_as_read(content: Content, table: Form, old: Source) -> bool:

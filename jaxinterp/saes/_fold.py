@@ -22,11 +22,8 @@ def fold_lengths(content: Content) -> Content:
         return content
     params = _wide(content)
     lengths = np.maximum(np.linalg.norm(params["W_dec"], axis=1), 1e-15)
-    moved = [*PER_LATENT, *(["threshold"] if architecture.name == "jump_relu" else [])]
-    for name in params.keys() & set(moved):
+    for name in params.keys() & set(PER_LATENT):
         params[name] = params[name] * lengths.reshape(-1, *(1,) * (params[name].ndim - 1))
-    if "log_threshold" in params:
-        params["log_threshold"] = params["log_threshold"] + np.log(lengths)
     params["W_dec"] = params["W_dec"] / lengths[:, None]
     return _narrow(content, params, architecture=dataclasses.replace(architecture, norm_scaled=False))
 
@@ -55,6 +52,15 @@ def fold_scales(content: Content) -> Content:
     return dataclasses.replace(folded, scales={"input": 1.0, "target": 1.0})
 
 
+def fold_center(content: Content) -> Content:
+    """With an encoder that reads rows as they are, where it subtracted the decoder's bias: that moves into its own."""
+    if not content.config.centers or "b_enc" not in content.params:
+        return content
+    params = _wide(content)
+    params["b_enc"] = params["b_enc"] - params["W_enc"] @ params["b_dec"]
+    return _narrow(content, params, subtract_decoder_bias=False)
+
+
 def as_jump_relu(content: Content) -> Content:
     """With a threshold for each latent: JumpReLU by `threshold`, BatchTopK and Matryoshka. Others are as they were."""
     architecture: Any = content.config.architecture
@@ -62,7 +68,7 @@ def as_jump_relu(content: Content) -> Content:
         return content
     if architecture.name == "jump_relu" and architecture.parameter == "threshold":
         return content
-    content = fold_lengths(content) if architecture.name != "jump_relu" else content
+    content = fold_lengths(content)
     params = _wide(content)
     if architecture.name == "jump_relu":
         params["threshold"] = np.exp(params.pop("log_threshold"))

@@ -83,6 +83,7 @@ class Form:
         tensors: (our config, names of the tensors) to the tensor of each of our parameters.
         idle: our config to the tensors that may be there and change nothing, each with what is wrong with its values, or "".
         scale: what the constants of a normalization are, from the small files; None: they do not say.
+        scale_file: the small file that says it.
         write: a dictionary, and the config of the file that it came from (empty if from none), to what is written.
         by_place: whether what a dictionary reads is told by where its files lie alone.
         pickle: the name that the weights have as a pickle, where people publish them so.
@@ -95,6 +96,7 @@ class Form:
     write: Callable[[Content, dict[str, Any]], Written]
     idle: Callable[[SAEConfig], Mapping[str, Callable[[np.ndarray], str]]] = lambda config: {}
     scale: Callable[[Mapping[str, bytes]], float | None] = lambda files: None
+    scale_file: Callable[[float], dict[str, bytes]] = lambda constant: {}
     other_files: tuple[str, ...] = ()
     by_place: bool = False
     pickle: str | None = None

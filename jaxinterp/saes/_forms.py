@@ -19,7 +19,9 @@ FORMS: dict[str, Form] = {
 """Other people's forms, by name. Our own is "jaxinterp"."""
 WEIGHTS = {OWN: _own.WEIGHTS, **{name: form.weights for name, form in FORMS.items()}}
 """The file of each form by which a folder is recognized."""
-FILES = {_own.CONFIG, *WEIGHTS.values(), *(file for form in FORMS.values() for file in form.files)}
+SITE = "site.json"
+"""Where a form tells the site by the names of its folders alone, this file beside its own tells it too; others do not read it."""
+FILES = {_own.CONFIG, SITE, *WEIGHTS.values(), *(file for form in FORMS.values() for file in form.files)}
 """All that a folder of any form may hold, beside our `source/`."""
 
 

@@ -26,18 +26,16 @@ class Gated:
         l1_coefficient: the weight of the penalty.
         unit_norm: whether decoder rows have length 1; else their length is free and weighs the penalty.
         frozen_decoder: whether the decoder gets no gradient from the third term, as in the paper (SAELens gives it one).
-        norm_scaled: whether latents are given as their activation times the length of their decoder row.
         decoder_norm: the first length of decoder rows. None: 1 with unit_norm, else 0.1.
         bias: the decoder's first bias.
 
-    Source: Rajamanoharan et al. 2024 (arXiv 2404.16014); norm_scaled is from dictionary_learning.
+    Source: Rajamanoharan et al. 2024 (arXiv 2404.16014).
     """
 
     name: ClassVar[str] = "gated"
     l1_coefficient: float = 1.0
     unit_norm: bool = True
     frozen_decoder: bool = True
-    norm_scaled: bool = False
     decoder_norm: float | None = None
     bias: _linear.Bias = "zeros"
 
@@ -59,12 +57,11 @@ class Gated:
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"]:
         """Magnitudes where the gate is open, the rest as 0."""
-        latents = self._latents(params, _linear.projections(params, x, config))[0]
-        return latents * _linear.norms(params["W_dec"])[None] if self.norm_scaled else latents
+        return self._latents(params, _linear.projections(params, x, config))[0]
 
     def decoder(self, params: Params) -> Params:
-        """With decoder rows of length 1, where latents are scaled by it."""
-        return _linear.with_unit_rows(params) if self.norm_scaled else params
+        """The parameters as they are."""
+        return params
 
     def loss(
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._fold import as_jump_relu, fold_lengths, fold_scales
+from jaxinterp.saes._fold import as_jump_relu, fold_center, fold_scales
 from jaxinterp.saes._form import Content, Form, Tensor, Written, made_config, refuse
 from jaxinterp.saes._jump_relu import JumpReLU
 
@@ -24,17 +24,12 @@ def read(raw: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], place: str)
     name = _spelled("W_enc", shapes)
     fits = len(shapes.get(name, ())) == 2
     faults = [] if fits else [f"{name} is {list(shapes[name])}, not a matrix" if name in shapes else "W_enc is missing"]
-    layer, kind = (
-        re.search(r"layer_(\d+)", place),
-        re.search(r"gemma-scope-[^/]*-(res|mlp|att|transcoders)(?=/|$)", place),
-    )
+    found = re.search(r".*gemma-scope-[^/]*-(res|mlp|att|transcoders)/(?:[^/]*/)*?layer_(\d+)(?=/|$)", place)
     site: dict[str, Any] = {}
-    if layer and kind:
-        what = SITES.get(kind[1])
+    if found:
+        what, layer = SITES.get(found[1]), found[2]
         site = (
-            dict(site=f"{what}.{layer[1]}")
-            if what
-            else dict(site=f"mlp.in.{layer[1]} (normed)", target=f"mlp.out.{layer[1]}")
+            dict(site=f"{what}.{layer}") if what else dict(site=f"mlp.in.{layer} (normed)", target=f"mlp.out.{layer}")
         )
 
     def make() -> SAEConfig:
@@ -57,11 +52,10 @@ def tensors(config: SAEConfig, names: Collection[str]) -> dict[str, Tensor]:
 
 def write(content: Content, old: dict[str, Any]) -> Written:
     """A JumpReLU dictionary without anything beside its matrices."""
-    content = fold_lengths(as_jump_relu(fold_scales(content)))
+    content = fold_center(as_jump_relu(fold_scales(content)))
     config = content.config
     faults = {
         f"the architecture is {config.architecture.name!r}, not JumpReLU": config.architecture.name != "jump_relu",
-        "its encoder subtracts the decoder's bias": config.centers,
         f"normalize={config.normalize!r}": config.normalize != "none",
         "it has a linear skip": config.skip,
     }

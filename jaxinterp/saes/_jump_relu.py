@@ -35,12 +35,11 @@ class JumpReLU:
         threshold: the first threshold.
         parameter: what is learned: "log_threshold", as the papers have it, or "threshold" itself, kept at 0 or above.
         unit_norm: whether decoder rows have length 1.
-        norm_scaled: whether latents are given as their activation times the length of their decoder row.
         decoder_norm: the first length of decoder rows. None: 1 with unit_norm, else 0.1.
         bias: the decoder's first bias.
 
     Source: Rajamanoharan et al. 2024 (arXiv 2407.14435), with `SAEConfig(normalize="unit")`; Conerly et al. 2025, Dictionary
-    Learning Optimization Techniques; norm_scaled is from dictionary_learning.
+    Learning Optimization Techniques.
     """
 
     name: ClassVar[str] = "jump_relu"
@@ -54,7 +53,6 @@ class JumpReLU:
     threshold: float = 1e-3
     parameter: Literal["log_threshold", "threshold"] = "log_threshold"
     unit_norm: bool = True
-    norm_scaled: bool = False
     decoder_norm: float | None = None
     bias: _linear.Bias = "zeros"
 
@@ -86,12 +84,11 @@ class JumpReLU:
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"]:
         """Pre-activations above their thresholds, the rest as 0."""
         before = _linear.preactivations(params, x, config)
-        latents = jnp.where(before > self.thresholds(params)[None], jnp.maximum(before, 0.0), 0.0)
-        return latents * _linear.norms(params["W_dec"])[None] if self.norm_scaled else latents
+        return jnp.where(before > self.thresholds(params)[None], jnp.maximum(before, 0.0), 0.0)
 
     def decoder(self, params: Params) -> Params:
-        """With decoder rows of length 1, where latents are scaled by it."""
-        return _linear.with_unit_rows(params) if self.norm_scaled else params
+        """The parameters as they are."""
+        return params
 
     def loss(
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training

@@ -74,7 +74,7 @@ def loss_recovered(
     batches: Iterable[Any],
     *,
     exclude: Sequence[int] = (),
-    exclude_positions: Sequence[int] = (),
+    exclude_positions: Sequence[int] = (0,),
 ) -> LossRecovered:
     """Splices a dictionary into a model and compares what the next token costs.
 
@@ -84,8 +84,9 @@ def loss_recovered(
         params: its parameters.
         batches: token ids [B, T] each, or what `activations.read_tokens` gives (padding and the borders of packed texts are then
             known); kept in memory, since the mean is needed before the second pass.
-        exclude: ids at which the site is never touched, in no run: BOS and other special tokens (`tokens.special_ids`).
-        exclude_positions: positions of the same kind, counted from the first token of a text.
+        exclude: ids at which the site is never touched, in no run: special tokens (`tokens.special_ids`).
+        exclude_positions: positions of the same kind, counted from the first token of a text. By default the first, where BOS
+            stands: models keep a value of its own kind there, which no dictionary is asked to give.
 
     Returns:
         The cross-entropies: means over predictions, each of which weighs the same, whatever batch it is in.
@@ -101,7 +102,7 @@ def loss_recovered(
         >>> config = saes.SAEConfig(architecture=saes.TopK(k=4), d_in=lm.config.d_model, n_latents=256, site="resid_post.1")
         >>> rows = jax.random.normal(jax.random.key(0), (64, lm.config.d_model))
         >>> sae = saes.random_dictionary(config, jax.random.key(1), rows)
-        >>> loss_recovered(sae, lm.model, lm.params, [tokens], exclude_positions=[0]).over_zero < 1.0
+        >>> loss_recovered(sae, lm.model, lm.params, [tokens]).over_zero < 1.0
         True
 
     Source: Bricken et al. 2023 (zero ablation); Gao et al. 2024 (arXiv 2406.04093), section 4.1; Karvonen et al. 2025

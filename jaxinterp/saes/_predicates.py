@@ -60,23 +60,35 @@ class Predicates:
         texts: what the predicate says, one for each latent.
         train_f1, f1: [N], on the text that it was found on, and on the other; 0 where it is never right.
         active: [N], how often each latent is active in the other text.
+        everywhere: [N], the F1 there of the predicate that names every token.
     """
 
     kinds: Any
     train_f1: Any
     f1: Any
     active: Any
+    everywhere: Any
     texts: tuple[str, ...] = static()
 
     def count(self, above: float = 0.8, least: int = 10) -> int:
-        """How many latents have an F1 above `above`, of those that are active at least `least` times."""
-        return int(((np.asarray(self.f1) > above) & (np.asarray(self.active) >= least)).sum())
+        """How many latents are described."""
+        return int(self.described(above, least).sum())
+
+    def described(self, above: float = 0.8, least: int = 10) -> np.ndarray:
+        """Which latents have an F1 above `above`, booleans [N].
+
+        Only those count that are active at least `least` times, and not so often that naming every token would do.
+        """
+        f1, active, everywhere = (np.asarray(a) for a in (self.f1, self.active, self.everywhere))
+        return (f1 > above) & (active >= least) & (everywhere <= above)
 
     def dataset(self) -> xarray.Dataset:
         """The table, by latent."""
         import xarray
 
-        arrays = {name: ("latent", np.asarray(getattr(self, name))) for name in ("train_f1", "f1", "active")}
+        arrays = {
+            name: ("latent", np.asarray(getattr(self, name))) for name in ("train_f1", "f1", "active", "everywhere")
+        }
         words = {
             "kind": ("latent", [KINDS[i] for i in np.asarray(self.kinds)]),
             "predicate": ("latent", list(self.texts)),
@@ -167,7 +179,7 @@ def predicates(train: TokenCounts, held_out: TokenCounts, texts: Sequence[str], 
         most_tokens: the size of a set; at 16 a person can read it.
 
     Returns:
-        The predicates. A latent that is active nearly everywhere has a high F1 with "all positions": shuffled labels show it.
+        The predicates. A latent that is active nearly everywhere has a high F1 with "all positions": `everywhere` shows it.
 
     Raises:
         InputError: counts or texts of different sizes.
@@ -185,12 +197,10 @@ def predicates(train: TokenCounts, held_out: TokenCounts, texts: Sequence[str], 
     matches = jnp.asarray(np.array([[bool(re.search(p, text)) for text in texts] for p in PATTERNS]), jnp.float32)
     ranges = _ranges(len(train.position))
     inside = jnp.asarray(np.array([[a <= t < b for t in range(len(train.position))] for a, b in ranges]), jnp.float32)
+    tables = lambda name: tuple((getattr(c, name), getattr(c, f"n_{name}"), _active(c)) for c in (train, held_out))
     found = jax.device_get([
-        _best_set(train.token, train.n_token, held_out.token, held_out.n_token, most_tokens),
-        _best_set(train.previous, train.n_previous, held_out.previous, held_out.n_previous, most_tokens),
-        _best_row(matches, train.token, train.n_token, held_out.token, held_out.n_token),
-        _best_row(matches, train.previous, train.n_previous, held_out.previous, held_out.n_previous),
-        _best_row(inside, train.position, train.n_position, held_out.position, held_out.n_position),
+        _best_set(*tables("token"), most_tokens), _best_set(*tables("previous"), most_tokens),
+        _best_row(matches, *tables("token")), _best_row(matches, *tables("previous")), _best_row(inside, *tables("position")),
     ])  # fmt: skip
     kinds = np.argmax([part["train"] for part in found], axis=0)
     pick = lambda name: np.array([part[name] for part in found])[kinds, np.arange(n)]
@@ -198,8 +208,20 @@ def predicates(train: TokenCounts, held_out: TokenCounts, texts: Sequence[str], 
         _said(kind, {name: value[i] for name, value in found[kind].items()}, texts, ranges)
         for i, kind in enumerate(kinds.tolist())
     ]
-    active = np.asarray(jnp.sum(held_out.token, axis=0))
-    return Predicates(kinds=kinds, texts=tuple(said), train_f1=pick("train"), f1=pick("held_out"), active=active)
+    active, tokens = np.asarray(_active(held_out)), float(np.sum(held_out.n_token))
+    return Predicates(
+        kinds=kinds, texts=tuple(said), train_f1=pick("train"), f1=pick("held_out"), active=active,
+        everywhere=2 * active / np.maximum(tokens + active, 1.0),
+    )  # fmt: skip
+
+
+Table = tuple[Array, Array, Array]
+"""Of one text: how often each latent is active by token (or position) [V, N], how often those occur [V], and how often each
+latent is active in all [N], also where there is no previous token."""
+
+
+def _active(counts: TokenCounts) -> Array:
+    return jnp.sum(counts.token, axis=0)
 
 
 def _f1(right: Array, named: Array, active: Array) -> Array:
@@ -208,36 +230,34 @@ def _f1(right: Array, named: Array, active: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames=("most",))
-def _best_set(train: Array, n_train: Array, held_out: Array, n_held_out: Array, most: int) -> dict[str, Array]:
+def _best_set(train: Table, held_out: Table, most: int) -> dict[str, Array]:
     """The best set of tokens of each latent."""
-    share = train / jnp.maximum(n_train, 1.0)[:, None] + 1e-6 * jnp.log1p(
-        train
-    )  # of equal shares the more frequent first
-    order = jax.lax.top_k(share.T, min(most, len(train)))[1]  # [N, most]
-    active = lambda counts: jnp.sum(counts, axis=0)[:, None]
-    right = lambda counts: jnp.cumsum(jnp.take_along_axis(counts.T, order, axis=1), axis=1)
-    named = lambda counts: jnp.cumsum(counts[order], axis=1)
-    f1 = _f1(right(train), named(n_train), active(train))
-    size = jnp.argmax(f1, axis=1)
-    at = lambda table: jnp.take_along_axis(table, size[:, None], axis=1)[:, 0]
-    return {
-        "train": at(f1), "held_out": at(_f1(right(held_out), named(n_held_out), active(held_out))), "size": size + 1,
-        "order": order,
-    }  # fmt: skip
+    counts, n, _ = train
+    share = counts / jnp.maximum(n, 1.0)[:, None] + 1e-6 * jnp.log1p(counts)  # of equal shares the more frequent first
+    order = jax.lax.top_k(share.T, min(most, len(counts)))[1]  # [N, most]
+
+    def f1(table: Table) -> Array:
+        counts, n, active = table
+        right = jnp.cumsum(jnp.take_along_axis(counts.T, order, axis=1), axis=1)
+        return _f1(right, jnp.cumsum(n[order], axis=1), active[:, None])
+
+    size = jnp.argmax(f1(train), axis=1)
+    at = lambda scores: jnp.take_along_axis(scores, size[:, None], axis=1)[:, 0]
+    return {"train": at(f1(train)), "held_out": at(f1(held_out)), "size": size + 1, "order": order}
 
 
 @jax.jit
-def _best_row(rows: Array, train: Array, n_train: Array, held_out: Array, n_held_out: Array) -> dict[str, Array]:
+def _best_row(rows: Array, train: Table, held_out: Table) -> dict[str, Array]:
     """The best of some fixed sets of tokens or positions, [sets, V] or [sets, T], of each latent."""
 
-    def f1(counts: Array, n: Array) -> Array:
+    def f1(table: Table) -> Array:
+        counts, n, active = table
         right = jnp.dot(rows, counts, precision="highest")
-        return _f1(right, jnp.dot(rows, n, precision="highest")[:, None], jnp.sum(counts, axis=0)[None])
+        return _f1(right, jnp.dot(rows, n, precision="highest")[:, None], active[None])
 
-    table = f1(train, n_train)
-    best = jnp.argmax(table, axis=0)
-    at = lambda table: jnp.take_along_axis(table, best[None], axis=0)[0]
-    return {"train": at(table), "held_out": at(f1(held_out, n_held_out)), "best": best}
+    best = jnp.argmax(f1(train), axis=0)
+    at = lambda scores: jnp.take_along_axis(scores, best[None], axis=0)[0]
+    return {"train": at(f1(train)), "held_out": at(f1(held_out)), "best": best}
 
 
 def _ranges(t: int) -> list[tuple[int, int]]:

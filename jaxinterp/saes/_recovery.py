@@ -12,7 +12,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree, static
 from jaxinterp._typing import Array, ArrayLike, PRNGKeyArray
 from jaxinterp.saes._linear import unit_rows
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, as_written
 
 LARGEST_MATCHING = 2**24
 """So many cosines are matched one to one; larger problems take minutes."""
@@ -172,7 +172,8 @@ def amplitude_ratio(sae: SAE, found: Recovery, rows: ArrayLike, amounts: ArrayLi
     """How much of a planted direction's amount its latent writes: 1 is all, less is shrinkage.
 
     The mean of (activation times length of the decoder row) / amount over rows and directions where both are active, for
-    directions whose matched latent is above the threshold. Where several latents share one, the matched one writes a part.
+    directions whose matched latent is above the threshold; in the units of the rows, however the dictionary normalizes them.
+    Where several latents share a direction, the matched one writes a part.
 
     Args:
         sae: the dictionary.
@@ -195,8 +196,8 @@ def amplitude_ratio(sae: SAE, found: Recovery, rows: ArrayLike, amounts: ArrayLi
 
 @jax.jit
 def _written(sae: SAE, rows: Array, amounts: Array, latents: Array) -> tuple[Array, Array]:
-    lengths = jnp.linalg.norm(sae.params["W_dec"][latents], axis=1)
-    written = sae.encode(rows)[:, latents] * lengths[None]
+    amounts_written, decoder = as_written(sae, rows)
+    written = amounts_written[:, latents] * jnp.linalg.norm(decoder[latents], axis=1)[None]
     both = (written > 0) & (amounts > 0)
     ratios = jnp.where(both, written / jnp.where(both, amounts, 1.0), 0.0)
     return jnp.sum(ratios), jnp.sum(both, dtype=jnp.float32)

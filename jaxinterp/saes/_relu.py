@@ -27,16 +27,18 @@ class ReLU:
             (`SAEConfig(normalize="sqrt_d")`). Too small a one reconstructs well and recovers nothing.
         unit_norm: whether decoder rows have length 1 (they are normalized after each step, and the gradient along them is
             dropped); else their length is free and weighs the penalty.
+        norm_scaled: whether latents are given as their activation times the length of their decoder row.
         decoder_norm: the first length of decoder rows. None: 1 with unit_norm, else 0.1.
         bias: the decoder's first bias.
 
     Source: Bricken et al. 2023, Towards Monosemanticity; Conerly et al. 2024, Update on how we train SAEs. The encoder begins as
-    the decoder's transpose in both.
+    the decoder's transpose in both. norm_scaled is from dictionary_learning.
     """
 
     name: ClassVar[str] = "relu"
     l1_coefficient: float = 5.0
     unit_norm: bool = False
+    norm_scaled: bool = False
     decoder_norm: float | None = None
     bias: _linear.Bias = "zeros"
 
@@ -57,11 +59,12 @@ class ReLU:
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"]:
         """All latents."""
-        return jnp.maximum(_linear.preactivations(params, x, config), 0.0)
+        latents = jnp.maximum(_linear.preactivations(params, x, config), 0.0)
+        return latents * _linear.norms(params["W_dec"])[None] if self.norm_scaled else latents
 
     def decoder(self, params: Params) -> Params:
-        """The parameters as they are."""
-        return params
+        """With decoder rows of length 1, where latents are scaled by it."""
+        return _linear.with_unit_rows(params) if self.norm_scaled else params
 
     def loss(
         self, params: Params, x: Float[Array, "B D"], target: Float[Array, "B D_out"], at: Training

@@ -125,3 +125,14 @@ class SAE:
                 f"{self.config.d_in} wide. Give what `capture({name!r})` gives at that site, or load the dictionary of the "
                 f"other one."
             )
+
+
+def as_written(sae: SAE, rows: Float[Array, "B D"]) -> tuple[Float[Array, "B N"], Float[Array, "N D_out"]]:
+    """Latents and directions in the units of the rows: their product is what the latents add to the reconstruction.
+
+    So they are the same for a dictionary that normalizes its rows, or scales its latents, and one that computes the same
+    without.
+    """
+    decoder = sae.config.architecture.decoder(sae._float32())["W_dec"]
+    _, (_, factor) = normalized(rows, sae.scales["target"], sae.config.normalize)
+    return sae.encode(rows) * factor, decoder

@@ -226,6 +226,11 @@ def scale(files: Mapping[str, bytes]) -> float | None:
         raise WeightsError(f"{SCALER} holds no scaling_factor ({error!r}). Download or copy the file again.") from error
 
 
+def scale_file(constant: float) -> dict[str, bytes]:
+    """The file that `scale` reads."""
+    return {SCALER: json.dumps({"scaling_factor": constant}).encode()}
+
+
 def write(content: Content, old: dict[str, Any]) -> Written:
     """As a dictionary for use: BatchTopK and Matryoshka become JumpReLU, constants of a normalization move into the weights."""
     content = as_jump_relu(fold_scales(content))
@@ -267,5 +272,5 @@ def _hook(site: str) -> str:
 
 FORM = Form(
     weights="sae_weights.safetensors", config_file="cfg.json", other_files=(SCALER,), read=read,
-    tensors=tensors, idle=idle, scale=scale, write=write,
+    tensors=tensors, idle=idle, scale=scale, scale_file=scale_file, write=write,
 )  # fmt: skip

@@ -15,7 +15,7 @@ const body = document.querySelector("#list tbody");
 let shown = [];
 let drawn = [-1, -1];
 
-const words = latents.tokens.map((text) => text.toLowerCase());
+const words = latents.tokens.map((text) => visible(text.toLowerCase())); // as they are shown: "\u00b7dog" finds the token that begins a word
 const haystacks = latents.fires.map((own, i) =>
   [...own, ...(latents.promotes ? latents.promotes[i] : [])].map((t) => words[t]).concat(latents.labels ? latents.labels[i].toLowerCase() : []).join("\n"),
 );

@@ -44,10 +44,10 @@ function table(heads, rows) {
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...lines));
 }
 
-function facts(i) {
+function facts(i, one) {
   const listed = {
     "firing rate": share(latents.rate[i]),
-    tokens: `${whole(Math.round(latents.rate[i] * latents.rows))} of ${whole(latents.rows)}`,
+    tokens: `${whole(one.counts.reduce((sum, n) => sum + n, 0))} of ${whole(latents.rows)}`,
     ...(isDead(i) ? {} : { "largest activation": sized(latents.max[i]), "mean, where active": sized(latents.mean[i]) }),
     ...(latents.f1 ? { "F1 of the label": sized(latents.f1[i]) } : {}),
   };
@@ -55,7 +55,7 @@ function facts(i) {
 }
 
 function aside(i, one) {
-  const parts = [facts(i)];
+  const parts = [facts(i, one)];
   if (one.counts.length) {
     const edge = (bin) => sized(bin * one.width);
     const chart = { name: "histogram of activations", unit: "tokens", label: (bin) => `activation ${edge(bin)} to ${edge(bin + 1)}` };
@@ -117,7 +117,7 @@ async function show() {
   point(byId("next"), legal ? step(i, 1) : null);
   const place = byId("latent");
   if (!legal) {
-    place.replaceChildren(element("h1", {}, "No such latent"), element("p", {}, `There is no latent ${decodeURIComponent(asked)}: they are 0 to ${count - 1}.`));
+    place.replaceChildren(element("h1", {}, "No such latent"), element("p", {}, `There is no latent ${asked}: they are 0 to ${count - 1}.`));
     return;
   }
   try {

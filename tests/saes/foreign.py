@@ -137,15 +137,16 @@ def linear(activation, bias="b_dec", center=True):
     return compute
 
 
-def scaled_gates(t, x):
+def by_gates(t, x):
     z = (x - t["decoder_bias"]) @ t["encoder.weight"].T
-    latents = (z + t["gate_bias"] > 0) * relu(z * np.exp(t["r_mag"]) + t["mag_bias"])
-    return latents * np.linalg.norm(t["decoder.weight"], axis=0), latents @ t["decoder.weight"].T + t["decoder_bias"]
+    latents = gates(z, {**t, "b_gate": t["gate_bias"], "b_mag": t["mag_bias"]})
+    return latents, latents @ t["decoder.weight"].T + t["decoder_bias"]
 
 
-def scaled_jump(t, x):
-    latents = jump(x @ t["W_enc"] + t["b_enc"], t)
-    return latents * np.linalg.norm(t["W_dec"], axis=1), latents @ t["W_dec"] + t["b_dec"]
+def longer(t, x):
+    """Their loader's AutoEncoder: decoder rows of length 1, latents times what those were long."""
+    latents, out = linear(lambda z, t: relu(z), "bias")(t, x)
+    return latents * np.linalg.norm(t["decoder.weight"], axis=0), out
 
 
 def learned(dict_class, tensors, compute, site="resid_post.3", **trainer):
@@ -237,7 +238,7 @@ CASES = {
         lambda t, x: lens(jump, center=False)({k.replace("w_", "W_"): v for k, v in t.items()}, x), "x",
     ),
     "dictionary_learning relu": learned(
-        "AutoEncoder", {"bias": LINEAR["b_dec"], **without(LINEAR, "b_dec")}, linear(lambda z, t: relu(z), "bias")
+        "AutoEncoder", {"bias": LINEAR["b_dec"], **without(LINEAR, "b_dec")}, longer
     ),
     "dictionary_learning new": learned(
         "AutoEncoderNew", {"decoder.bias": LINEAR["b_dec"], **without(LINEAR, "b_dec")},
@@ -245,9 +246,11 @@ CASES = {
     ),
     "dictionary_learning gated": learned(
         "GatedAutoEncoder",
-        draw(8, encoder__weight=(N, D), decoder__weight=(D, N), decoder_bias=D, r_mag=N, gate_bias=N, mag_bias=N), scaled_gates,
+        draw(8, encoder__weight=(N, D), decoder__weight=(D, N), decoder_bias=D, r_mag=N, gate_bias=N, mag_bias=N), by_gates,
     ),
-    "dictionary_learning jump": learned("JumpReluAutoEncoder", {**PLAIN, **draw(9, threshold=N)}, scaled_jump, bandwidth=0.1),
+    "dictionary_learning jump": learned(
+        "JumpReluAutoEncoder", {**PLAIN, **draw(9, threshold=N)}, lens(jump, center=False), bandwidth=0.1
+    ),
     "dictionary_learning topk": learned(
         "AutoEncoderTopK", {**LINEAR, "k": FOUR, "threshold": one(np.float32(0.7))}, linear(lambda z, t: topk(z, 4)), k=4,
         submodule_name="mlp_out_layer_3", site="mlp_out_layer_3",

@@ -1,6 +1,7 @@
 """Controls: random dictionaries of the L0 asked for, models whose weights are shuffled."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,13 +11,18 @@ from tests.saes.problems import ARCHITECTURES, make_config, make_rows
 from tests.tiny import make_model, make_params
 
 
-@pytest.mark.parametrize("name", ["relu_2024", "topk", "batch_topk_scaled", "jump_relu", "gated_weighted"])
-def test_random_dictionaries_have_the_l0_asked_for(name):
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_random_dictionaries_have_the_l0_asked_for_and_the_best_length(name):
     config = make_config(ARCHITECTURES[name], normalize="unit")
     rows = make_rows(n=512)
-    l0 = None if name == "topk" else 4.0
-    sae = random_dictionary(config, jax.random.key(0), rows, l0=l0)
-    assert evaluate(sae, rows).l0 == pytest.approx(4.0 if l0 else 3.0, rel=0.02)
+    is_topk = config.architecture.name == "topk"
+    sae = random_dictionary(config, jax.random.key(0), rows, l0=None if is_topk else 4.0)
+    seen = evaluate(sae, rows)
+    assert seen.l0 == pytest.approx(config.architecture.k if is_topk else 4.0, rel=0.02)
+    bias = np.asarray(sae.decode(jnp.zeros((1, 40))))
+    added = np.asarray(sae(rows)) - bias
+    error = lambda factor: np.square(rows - bias - factor * added).sum()
+    assert error(1.0) <= min(error(0.9), error(1.1)) and error(1.0) < error(0.0)
 
 
 def test_what_a_control_cannot_match_is_told():

@@ -164,7 +164,7 @@ def test_normalization_by_rows():
             make_config(ReLU(), "transcoder", normalize=kind)
 
 
-@pytest.mark.parametrize("name", ["gated", "jump_relu"])
+@pytest.mark.parametrize("name", ["relu_2024"])
 def test_latents_times_the_length_of_their_decoder_row(name):
     sae, x = make_sae(name), make_rows()
     architecture = dataclasses.replace(ARCHITECTURES[name], norm_scaled=True)

@@ -99,8 +99,17 @@ HOLDS = {
         "jump_relu_tanh",
         "gated",
     ],
-    "gemma_scope": ["jump_relu", "batch_topk_scaled"],
-    "dictionary_learning": ["relu_2023", "topk_scaled", "batch_topk", "matryoshka"],
+    "gemma_scope": ["jump_relu", "batch_topk_scaled", "jump_relu_tanh"],
+    "dictionary_learning": [
+        "relu_2023",
+        "relu_2024",
+        "topk_scaled",
+        "batch_topk",
+        "matryoshka",
+        "gated",
+        "gated_weighted",
+        "jump_relu",
+    ],
     "sparsify": ["topk", "topk_scaled"],
 }
 
@@ -111,15 +120,14 @@ HOLDS = {
     + [(form, names[0], "none") for form, names in HOLDS.items()],
 )
 def test_our_own_in_their_form_computes_the_same(form, name, normalize, tmp_path):
-    center = None if form != "gemma_scope" else False
-    sae = make_sae(name, normalize=normalize, subtract_decoder_bias=center)
+    sae = make_sae(name, normalize=normalize)
     if "threshold" in sae.params and name != "jump_relu_tanh":
         sae = dataclasses.replace(sae, params={**sae.params, "threshold": jnp.float32(0.6)})
     again = load(save(sae, tmp_path / "layers.3", form=form))
     x = jnp.asarray(rows(10))
     check_close(again.encode(x), sae.encode(x))
     check_close(again(x), sae(x))
-    assert again.config.site == ("x" if form == "gemma_scope" else sae.config.site)
+    assert again.config.site == sae.config.site
     assert type(again.config.architecture) is (
         JumpReLU if form in ("saelens", "gemma_scope") and "threshold" in sae.params else type(sae.config.architecture)
     )
@@ -129,8 +137,8 @@ def test_what_a_form_cannot_hold_is_refused_with_all_reasons(tmp_path):
     for form, sae, reasons in (
         ("saelens", make_sae("topk", "transcoder"), ["transcoder of the kind 'topk'"]),
         ("gemma_scope", make_sae("topk", "skip"), ["'topk', not JumpReLU", "linear skip"]),
-        ("gemma_scope", make_sae("jump_relu", normalize="layer_norm"), ["subtracts", "normalize='layer_norm'"]),
-        ("dictionary_learning", make_sae("jump_relu_tanh"), ["does not subtract", "lengths are not 1"]),
+        ("gemma_scope", make_sae("jump_relu", normalize="layer_norm"), ["normalize='layer_norm'"]),
+        ("dictionary_learning", make_sae("topk", subtract_decoder_bias=False), ["AutoEncoderTopK there subtracts"]),
         ("dictionary_learning", make_sae(kind="transcoder"), ["it is a transcoder"]),
         ("sparsify", make_sae(kind="transcoder", normalize="sqrt_d"), ["'relu', not TopK", "d_out=7 is not d_in=10"]),
         ("sparsify", make_sae("topk_multi", subtract_decoder_bias=False), ["does not subtract", "by 4 k latents"]),
@@ -156,6 +164,22 @@ def faulty(name, file, **changes):
         if value is ...:
             del inner[last]
     return case._replace(files={**case.files, file: table})
+
+
+@pytest.mark.parametrize("form", ["saelens", "gemma_scope", "dictionary_learning", "sparsify"])
+def test_the_site_and_the_constant_stay_wherever_it_is_written(form, tmp_path):
+    case = {
+        "saelens": CASES["saelens average norm told"], "gemma_scope": CASES["gemma_scope transcoder"],
+        "dictionary_learning": faulty("dictionary_learning topk", "config.json", buffer__io="in"),
+        "sparsify": CASES["sparsify of a module"],
+    }[form]  # fmt: skip
+    sae = load(write(case, tmp_path), scale=case.scale)
+    for i, more in enumerate(({}, {"dtype": "float32"})):
+        again = load(save(sae, tmp_path / f"elsewhere{i}", form=form, **more))
+        assert (again.config.site, again.config.target) == (sae.config.site, sae.config.target)
+        check_close(again(jnp.asarray(rows())), sae(jnp.asarray(rows())))
+        moved = dataclasses.replace(again, config=dataclasses.replace(again.config, site="resid_pre.2"))
+        assert load(save(moved, tmp_path / f"moved{i}", form=form, **more)).config.site == "resid_pre.2"
 
 
 FAULTS = {
@@ -237,6 +261,12 @@ def test_a_constant_that_cannot_be_read(tmp_path):
     (folder / "activation_scaler.json").write_text("[1")
     with pytest.raises(WeightsError, match="activation_scaler.json holds no scaling_factor"):
         load(folder)
+
+
+def test_the_layer_of_gemma_scope_is_that_behind_its_name(tmp_path):
+    case = CASES["gemma_scope"]
+    folder = write(case._replace(place=f"layer_3_runs/{case.place}"), tmp_path)
+    assert load(folder).config.site == "resid_post.20"
 
 
 def test_from_the_hub_only_what_is_understood_is_fetched(tmp_path, monkeypatch):

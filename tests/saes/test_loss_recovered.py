@@ -69,7 +69,7 @@ def test_the_cross_entropies_are_those_of_a_loop():
     """Batches of unequal size: each prediction weighs the same. BOS stands anywhere and is touched in no run."""
     sae = make_sae()
     batches = [make_tokens(3, 5), make_tokens(1, 4, seed=5)]
-    got = loss_recovered(sae, MODEL, PARAMS, batches, exclude=(BOS,))
+    got = loss_recovered(sae, MODEL, PARAMS, batches, exclude=(BOS,), exclude_positions=())
     want = by_hand(sae, batches, BOS)
     for name, value in want.items():
         assert getattr(got, name) == pytest.approx(value, rel=1e-5), name
@@ -83,10 +83,8 @@ def test_packed_texts_count_no_prediction_across_their_borders():
     segments = np.array([[0, 0, 0, 0, 1, 1, 1, 1, -1]], np.int32)
     positions = np.array([[0, 1, 2, 3, 0, 1, 2, 3, 0]], np.int32)
     packed = TokenBatch(tokens, np.where(segments < 0, -1, segments), positions, segments)
-    got = loss_recovered(make_sae(), MODEL, PARAMS, [packed], exclude_positions=(0,))
-    alone = loss_recovered(
-        make_sae(), MODEL, PARAMS, [tokens[:, :4], tokens[:, 4:8]], exclude_positions=(0,)
-    )  # fmt: skip
+    got = loss_recovered(make_sae(), MODEL, PARAMS, [packed])
+    alone = loss_recovered(make_sae(), MODEL, PARAMS, [tokens[:, :4], tokens[:, 4:8]])
     assert got.tokens == alone.tokens == 6 and got.touched == alone.touched == 6
     for name in ("clean", "spliced", "zero", "mean"):
         assert getattr(got, name) == pytest.approx(getattr(alone, name), rel=1e-5)
@@ -97,7 +95,7 @@ def test_on_the_shipped_model():
     tokens = lm.encode("Once upon a time there was a dog.")
     bos = int(tokens[0, 0])
     sae = make_sae("resid_post.2", lm.config.d_model, 512)
-    got = loss_recovered(sae, lm.model, lm.params, [tokens], exclude=(bos,))
+    got = loss_recovered(sae, lm.model, lm.params, [tokens])  # BOS stands in front, and is left alone
     want = by_hand(sae, [tokens], bos, lm.params, model=lm.model, site="resid_post", layer=2)
     for name, value in want.items():
         assert getattr(got, name) == pytest.approx(value, rel=1e-5), name
@@ -137,7 +135,7 @@ def test_effects_of_single_latents_are_those_of_a_loop():
     codes = np.array(sae.encode(value))
     codes[:, 0] = 0  # excluded
     latents = [int(np.argmax((codes > 0).sum((0, 1)))), int(np.argmin(codes.sum((0, 1))))]
-    got = ablation_effects(sae, MODEL, PARAMS, tokens, latents, exclude_positions=(0,))
+    got = ablation_effects(sae, MODEL, PARAMS, tokens, latents)
     effects, spreads = [], []
     for b in range(3):
         t = codes[b, :, latents[0]].argmax()

@@ -48,6 +48,31 @@ def test_planted_predicates_are_found_and_noise_is_not():
     assert found.count() == 3 and found.count(least=10_000) == 0
 
 
+def test_a_first_token_counts_against_predicates_of_the_previous_one():
+    """A latent that is active at every first token, and behind word 3: naming word 3 misses the former."""
+    tokens = np.random.default_rng(4).integers(0, len(WORDS), (40, 4))
+    before = np.concatenate([np.full((40, 1), -1), tokens[:, :-1]], axis=1)
+    active = (before == 3) | (before == -1)
+    counts = count(tokens, active[..., None])
+    found = predicates(counts, counts, WORDS)
+    named = before == 3
+    of_word = 2 * (named & active).sum() / (named.sum() + active.sum())
+    first = np.arange(4)[None] == 0
+    of_place = 2 * (first & active).sum() / (40 + active.sum())
+    assert of_word < of_place < 1 and found.train_f1[0] == pytest.approx(of_place, rel=1e-6)
+    assert found.texts[0] == "position 0 to 0"
+
+
+def test_a_latent_that_is_active_everywhere_is_not_described():
+    tokens = np.random.default_rng(5).integers(0, len(WORDS), (40, 12))
+    active = np.stack([np.random.default_rng(6).random(tokens.shape) < 0.9, tokens == 1], axis=-1)
+    counts = count(tokens, active)
+    found = predicates(counts, counts, WORDS)
+    share = active[..., 0].mean()
+    assert found.everywhere[0] == pytest.approx(2 * share / (1 + share), rel=1e-6)
+    assert found.f1[0] > 0.9 and found.described().tolist() == [False, True] and found.count() == 1
+
+
 def test_no_set_of_tokens_is_better():
     """F1 of every subset of the vocabulary, on latents of any frequency."""
     rng = np.random.default_rng(3)

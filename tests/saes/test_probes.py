@@ -7,6 +7,7 @@ import pytest
 
 import jaxinterp as ji
 from jaxinterp.saes import SAE, ReLU, SAEConfig, absorption, recovery, sparse_probes
+from jaxinterp.saes._absorption import unrelated
 from jaxinterp.saes._probes import logistic
 from jaxinterp.tasks import planted
 
@@ -68,6 +69,28 @@ def test_a_parent_that_its_children_absorbed():
     summary = absorbed.summary()
     assert summary["absorbed"] > 0.7 > 0.2 > summary["elsewhere"] and summary["missed_without"] == 0.0
     assert summary["tilt"] > 0.5
+    scaled = SAEConfig(
+        architecture=ReLU(), d_in=8, n_latents=8, normalize="sqrt_d"
+    )  # the same function, otherwise said
+    one = dictionary(both, quiet)
+    params = {**one.params, "b_enc": 4.0 * one.params["b_enc"]}
+    same = SAE(params=params, scales=dict(input=jnp.float32(4), target=jnp.float32(4)), config=scaled)
+    for name, value in absorption(same, TRUTH, found, ROWS["x"], ROWS["amounts"]).summary().items():
+        assert value == pytest.approx(summary[name], abs=1e-3), name
     with pytest.raises(ji.InputError, match="no parents"):
         flat = planted(jax.random.key(0), n_directions=8, width=8)
         absorption(plain, flat, found, ROWS["x"], ROWS["amounts"])
+
+
+@pytest.mark.parametrize(
+    ("child", "parents", "want"),
+    [
+        (6, [-1] * 6 + [0, 1], 1),
+        (7, [-1] * 6 + [0, 1], 0),
+        (1, [-1, 0, 1, -1], 3),
+        (3, [-1, 0, 1, 2], -1),
+        (1, [-1, 0, -1, 2], 2),
+    ],
+)
+def test_the_control_is_not_on_the_line_of_the_child(child, parents, want):
+    assert unrelated(child, np.array(parents)) == want

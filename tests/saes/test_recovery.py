@@ -61,6 +61,19 @@ def test_amplitude_ratio_is_that_of_a_shrunk_dictionary():
     found = recovery(sae, directions)
     assert amplitude_ratio(sae, found, amounts, amounts) == pytest.approx(0.8, rel=1e-5)
     assert np.isnan(amplitude_ratio(sae, recovery(sae, -directions), amounts, amounts))
+    scaled = TopK(k=4, norm_scaled=True, unit_norm=False)
+    for normalize, scale, architecture in (
+        ("sqrt_d", 4.0, TopK(k=4)),
+        ("none", 1.0, scaled),
+        ("row_sqrt_d", 1.0, TopK(k=4)),
+    ):
+        config = SAEConfig(architecture=architecture, d_in=8, n_latents=8, normalize=normalize)
+        params = {**params, "W_enc": (1.0 if architecture is scaled else 2.0) * 0.2 * directions}
+        scales = dict(input=jnp.float32(scale), target=jnp.float32(scale))
+        one = SAE(params=params, scales=scales, config=config)
+        check_close(one(amounts), 0.8 * amounts if architecture is not scaled else 0.4 * amounts)
+        want = 0.4 if architecture is scaled else 0.8
+        assert amplitude_ratio(one, found, amounts, amounts) == pytest.approx(want, rel=1e-5), normalize
 
 
 def test_what_cannot_be_compared_is_told():

@@ -60,7 +60,12 @@ def make_descriptions(n_tokens=3):
 FOUND = make_descriptions()
 LABELS = tuple(f"label {'odd' if i % 2 else 'even'} <{i}>" for i in range(N))
 PREDICATES = Predicates(
-    kinds=np.zeros(N, int), train_f1=np.ones(N), f1=np.linspace(0, 1, N), active=np.ones(N), texts=LABELS
+    kinds=np.zeros(N, int),
+    train_f1=np.ones(N),
+    f1=np.linspace(0, 1, N),
+    active=np.ones(N),
+    everywhere=np.zeros(N),
+    texts=LABELS,
 )
 
 
@@ -152,7 +157,8 @@ def test_only_pages_of_latents_are_replaced(tmp_path, monkeypatch):
 def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(InputError, match="11 texts, but there is a token 11"):
         latent_pages(FOUND, tmp_path / "out", texts=TEXTS[:11])
-    fewer = Predicates(kinds=np.zeros(2), train_f1=np.zeros(2), f1=np.zeros(2), active=np.zeros(2), texts=("a", "b"))
+    two = np.zeros(2)
+    fewer = Predicates(kinds=two, train_f1=two, f1=two, active=two, everywhere=two, texts=("a", "b"))
     with pytest.raises(InputError, match="2 predicates for 300 latents"):
         latent_pages(FOUND, tmp_path / "out", texts=TEXTS, predicates=fewer)
     assert not list(tmp_path.iterdir())
