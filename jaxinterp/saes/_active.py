@@ -12,6 +12,7 @@ from jax import lax
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes._architecture import Outcome, Training
 from jaxinterp.saes._linear import (
+    batch_variance,
     first_bias,
     first_norm,
     init_linear,
@@ -31,6 +32,7 @@ ErrorScale = Literal["variance", "sum"]
 """What a squared error, summed over features, is divided by: the variance of what is reconstructed, or nothing."""
 
 
+GROUPS = 4096
 MATCHED_ROWS = 64
 """The encoder's first length comes from so many rows: enough for a mean, few enough for millions of latents."""
 
@@ -80,7 +82,13 @@ class AuxK:
         return self.coefficient * lax.cond(n_dead > 0, some, lambda _: jnp.zeros_like(n_dead), None)
 
 
-def init_tied(architecture: Any, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+def init_tied(
+    architecture: Any,
+    key: PRNGKeyArray,
+    config: SAEConfig,
+    sample: Float[Array, "B D_out"],
+    k: Int[Array, ""] | None = None,
+) -> Params:
     """The first parameters of TopK and its kin: the bias from a sample, the encoder scaled to it.
 
     The encoder is multiplied so that what is reconstructed of `MATCHED_ROWS` rows, without the bias, is as long as the rows are.
@@ -92,8 +100,10 @@ def init_tied(architecture: Any, key: PRNGKeyArray, config: SAEConfig, sample: F
     if config.target is not None:
         return params  # the sample is of outputs: how long inputs are is not known
     rows = sample[:MATCHED_ROWS].astype(jnp.float32)
-    values, indices = candidates(preactivations(params, rows, config), architecture.k)
-    latents = SparseLatents(values=jnp.maximum(values, 0.0), indices=indices, n_latents=config.n_latents)
+    values, indices = best_by_groups(preactivations(params, rows, config), architecture.k)
+    wanted = jnp.arange(architecture.k) < (architecture.k if k is None else k)
+    values = jnp.where(wanted[None], jnp.maximum(values, 0.0), 0.0)
+    latents = SparseLatents(values=values, indices=indices, n_latents=config.n_latents)
     guess = written(params, latents, config)
     length = lambda a: jnp.mean(jnp.linalg.norm(a, axis=1))
     factor = length(rows - bias[None]) / jnp.maximum(length(guess), 1e-8)
@@ -104,6 +114,21 @@ def candidates(ranked: Float[Array, "B N"], k: int) -> tuple[Float[Array, "B K"]
     """The k largest of each row (all, if there are fewer latents here), in falling order."""
     values, indices = lax.top_k(ranked, min(k, ranked.shape[1]))
     return values, indices
+
+
+def best_by_groups(ranked: Float[Array, "B N"], k: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
+    """The same, found among the k largest of each of many groups of latents.
+
+    Where latents are cut over devices, only those of each group travel, and not all [B, N].
+    """
+    n = ranked.shape[1]
+    size = n // math.gcd(n, GROUPS)
+    if size < 2 * k:
+        return candidates(ranked, k)
+    values, indices = lax.top_k(ranked.reshape(len(ranked), -1, size), k)
+    indices = indices + size * jnp.arange(n // size)[None, :, None]
+    best, at = lax.top_k(values.reshape(len(ranked), -1), k)
+    return best, jnp.take_along_axis(indices.reshape(len(ranked), -1), at, axis=1)
 
 
 def ranking(params: Params, before: Float[Array, "B N"], norm_scaled: bool) -> Float[Array, "B N"]:
@@ -129,7 +154,7 @@ def scaled(
     error: Float[Array, ""], target: Float[Array, "B D_out"], scale: ErrorScale, at: Training
 ) -> Float[Array, ""]:
     """A mean squared error as the loss counts it."""
-    return error if scale == "sum" else error / jnp.maximum(variance(target, at.axes), 1e-30)
+    return error if scale == "sum" else error / jnp.maximum(batch_variance(target, at), 1e-30)
 
 
 def outcome_of_active(latents: SparseLatents, terms: dict[str, Array], fvu: Array, at: Training) -> Outcome:

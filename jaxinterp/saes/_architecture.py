@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from jaxinterp._tree import pytree, static
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes._axes import Axes
 from jaxinterp.saes._sparse import SparseLatents
 
@@ -21,6 +21,7 @@ class Training:
         sparsity: the sparsity coefficient after its warm-up, a scalar; architectures without a penalty ignore it.
         dead: booleans [N]: which latents have not fired for long.
         k: a traced number of active latents, at most that of the architecture; None: that of the architecture.
+        variance: of all targets of the step, where these rows are a part of them; None: that of these rows.
         config: the dictionary's config.
         axes: where this runs; arrays are this shard's.
     """
@@ -28,6 +29,7 @@ class Training:
     sparsity: Any
     dead: Any
     k: Any = None
+    variance: Any = None
     config: SAEConfig = static()
     axes: Axes = static(default=Axes())
 
@@ -71,8 +73,15 @@ class Architecture(Protocol):
         """What is wrong with the settings, one sentence each."""
         ...
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
-        """Parameters before training; `sample` holds typical targets (of a transcoder: outputs)."""
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        ...
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
+        """Parameters before training; `sample` holds typical targets (of a transcoder: outputs), `k` is as in `Training`."""
         ...
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"] | SparseLatents:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -14,24 +13,16 @@ from jaxinterp.saes import _linear
 from jaxinterp.saes._active import (
     AuxK,
     ErrorScale,
-    active_values,
-    candidates,
     faults_of_active,
     init_tied,
     ranking,
     scaled,
-    sparse,
 )
 from jaxinterp.saes._architecture import Outcome, Training
-from jaxinterp.saes._axes import Axes
-from jaxinterp.saes._sparse import DENSE_FROM, fired
+from jaxinterp.saes._largest import written_by_largest
 
 if TYPE_CHECKING:
     from jaxinterp.saes._config import SAEConfig
-
-ROOM = 4
-"""A row of a large dictionary has room for so many times k active latents."""
-INFINITY_BITS = 0x7F800000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,9 +64,16 @@ class BatchTopK:
         """What is wrong with the settings, one sentence each."""
         return faults_of_batch(self, config)
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """Decoder rows of one length, the encoder their transpose, scaled so that reconstructions are as long as rows."""
-        return {**init_tied(self, key, config, sample), "threshold": jnp.zeros((), jnp.float32)}
+        return {**init_tied(self, key, config, sample, k), "threshold": jnp.zeros((), jnp.float32)}
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"]:
         """Pre-activations above the threshold, the rest as 0."""
@@ -136,9 +134,9 @@ def loss_of_batch(
     """The mean (or sum) over `widths` of the squared error by the chosen ones among the first so many latents; and AuxK."""
     before = lax.stop_gradient(_linear.preactivations(params, x, at.config, at.axes))
     ranked = ranking(lax.stop_gradient(params), before, architecture.norm_scaled)
-    seen = _written(architecture, params, x, before, ranked, at, widths)
+    seen = written_by_largest(architecture.k, params, x, before, ranked, at, widths)
     rest = target - _linear.without_latents(params, x, at.config)
-    lefts = rest[None] - jnp.cumsum(seen["written"], axis=0)
+    lefts = rest[None] - jnp.cumsum(seen.written, axis=0)
     errors = [_linear.squared_norm(left, at.axes) for left in lefts]
     whole = sum(errors, jnp.zeros_like(errors[0])) / (len(errors) if combine == "mean" else 1)
     terms = {"error": scaled(whole, target, architecture.error_scale, at)}
@@ -146,81 +144,9 @@ def loss_of_batch(
         terms["auxiliary"] = architecture.auxiliary.loss(params, x, before, lefts[-1], at, architecture.norm_scaled)
     outcome = Outcome(
         terms=terms,
-        fired=at.axes.rows(seen["fired"].astype(jnp.int32)) > 0,
-        l0=at.axes.latents(at.axes.mean(seen["count"] / len(x))),
-        fvu=errors[-1] / _linear.variance(target, at.axes),
-        smallest=at.axes.least(seen["smallest"]),
+        fired=at.axes.rows(seen.fired.astype(jnp.int32)) > 0,
+        l0=at.axes.latents(at.axes.mean(seen.count / len(x))),
+        fvu=errors[-1] / _linear.batch_variance(target, at),
+        smallest=at.axes.least(seen.smallest),
     )
     return sum(terms.values(), jnp.zeros_like(whole)), outcome
-
-
-def kth_largest(values: Float[Array, "B K"], k: Int[Array, ""], axes: Axes) -> Float[Array, ""]:
-    """The k-th largest positive value of all rows and shards, exactly; 0 if there are fewer.
-
-    Bisection over the bits of a float32, which are ordered as the positive numbers are: 31 counts, and one number travels for
-    each.
-    """
-    bits = lax.bitcast_convert_type(jnp.maximum(values, 0.0), jnp.int32)
-    count = lambda least: axes.latents(axes.rows(jnp.sum(bits >= least, dtype=jnp.int32)))
-
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = low + (high - low) // 2
-        enough = count(middle) >= k
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    ends = jnp.zeros((), jnp.int32), jnp.full((), INFINITY_BITS, jnp.int32)
-    return lax.bitcast_convert_type(lax.fori_loop(0, 31, halve, ends)[0], jnp.float32)
-
-
-def _written(
-    architecture: Any, params: Params, x: Array, before: Array, ranked: Array, at: Training, widths: tuple[int, ...]
-) -> dict[str, Array]:
-    """What the chosen latents add, by part of the dictionary [parts, B, D], and which they are.
-
-    In a large dictionary each row offers its largest latents as candidates, and only where a row could have more chosen ones than
-    candidates the batch is worked off densely: the result is the same, at the price of dense products.
-    """
-    n = before.shape[1]
-    rows = at.axes.rows(jnp.full_like(x, len(x), jnp.int32, shape=()))
-    wanted = rows * (architecture.k if at.k is None else at.k)
-    index = jnp.arange(n) + at.axes.first(n)
-    part_of = jnp.sum(index[:, None] >= jnp.asarray(widths)[None], axis=1, dtype=jnp.int32)
-
-    def dense(params: Params, threshold: Array) -> dict[str, Array]:
-        chosen = (ranked >= threshold) & (ranked > 0)
-        values = jnp.where(chosen, _linear.preactivations(params, x, at.config, at.axes), 0.0)
-        parts = [
-            jnp.where((part_of == i)[None], values, 0.0) if len(widths) > 1 else values for i in range(len(widths))
-        ]
-        written = jnp.stack([_linear.written(params, part, at.config, at.axes) for part in parts])
-        return {"written": written, **_seen(jnp.where(chosen, ranked, 0.0), jnp.any(chosen, axis=0))}
-
-    room = ROOM * architecture.k
-    if n < DENSE_FROM * room:
-        return dense(params, kth_largest(ranked, wanted, at.axes))
-    best, indices = candidates(ranked, room)
-
-    def sparsely(params: Params, threshold: Array) -> dict[str, Array]:
-        chosen = (best >= threshold) & (best > 0)
-        values = active_values(params, x, before, indices, at)
-        parts = [chosen & (part_of[indices] == i) if len(widths) > 1 else chosen for i in range(len(widths))]
-        written = jnp.stack(
-            [_linear.written(params, sparse(values, indices, part, n), at.config, at.axes) for part in parts]
-        )
-        seen = lax.stop_gradient(jnp.where(chosen, best, 0.0))
-        return {"written": written, **_seen(seen, fired(seen, indices, n))}
-
-    threshold = kth_largest(best, wanted, at.axes)
-    full = at.axes.latents(at.axes.rows(jnp.sum((best[:, -1] >= threshold) & (best[:, -1] > 0), dtype=jnp.int32))) > 0
-    threshold = lax.cond(full, lambda: kth_largest(ranked, wanted, at.axes), lambda: threshold)
-    return lax.cond(full, jax.checkpoint(dense), sparsely, params, threshold)
-
-
-def _seen(values: Array, fired: Array) -> dict[str, Array]:
-    positive = values > 0
-    return {
-        "fired": fired,
-        "count": jnp.sum(positive, dtype=jnp.float32),
-        "smallest": jnp.min(jnp.where(positive, values, jnp.inf)),
-    }

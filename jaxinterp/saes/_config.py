@@ -24,7 +24,7 @@ class SAEConfig:
         d_out: width of what it writes. None: as d_in.
         target: what it is to give, where that is another site: a transcoder. None: what it reads.
         skip: whether a linear map of the input is added to the output: a skip transcoder.
-        subtract_decoder_bias: whether the encoder reads x - b_dec. None: where input and target are the same.
+        subtract_decoder_bias: whether the encoder reads x - b_dec. None: as the paper has it; of a transcoder never.
         normalize: what rows are divided by before the encoder, and the reconstruction multiplied by: "none"; "sqrt_d", so that
             the mean norm is the square root of the width; "unit", so that the mean squared norm is 1; "layer_norm", each row's
             mean is subtracted as well and its (unbiased) standard deviation divided by; "row_sqrt_d", so that each row's norm is
@@ -84,4 +84,6 @@ class SAEConfig:
     @property
     def centers(self) -> bool:
         """Whether the encoder reads x - b_dec."""
-        return self.target is None if self.subtract_decoder_bias is None else self.subtract_decoder_bias
+        if self.subtract_decoder_bias is not None:
+            return self.subtract_decoder_bias
+        return self.target is None and self.architecture.centers

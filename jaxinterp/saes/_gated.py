@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._architecture import Outcome, Training
 
@@ -48,7 +48,14 @@ class Gated:
         """What is wrong with the settings, one sentence each."""
         return _linear.faults_of_coefficient("l1_coefficient", self.l1_coefficient) + _linear.faults_of_norm(self)
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """Decoder rows of one length, the encoder their transpose; b_gate, b_mag and r_mag are 0."""
         bias = _linear.first_bias(self.bias, sample)
         params = _linear.init_linear(key, config, bias=bias, norm=_linear.first_norm(self))
@@ -78,7 +85,7 @@ class Gated:
             "sparsity": at.sparsity * _linear.mean_sum(weighted, at.axes),
             "auxiliary": _linear.squared_norm(by_gate - target, at.axes),
         }
-        fvu = error / _linear.variance(target, at.axes)
+        fvu = error / _linear.batch_variance(target, at)
         return sum(terms.values(), jnp.zeros_like(error)), _linear.outcome_of_dense(latents, terms, fvu, at.axes)
 
     def project(self, gradient: Params, params: Params) -> Params:

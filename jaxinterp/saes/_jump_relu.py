@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._architecture import Outcome, Training
 
@@ -70,7 +70,14 @@ class JumpReLU:
                 faults.append(f"{field}={getattr(self, field)}: above 0.")
         return faults
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return False
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """Decoder rows of one length, the encoder their transpose, one threshold for all."""
         bias = _linear.first_bias(self.bias, sample)
         params = _linear.init_linear(key, config, bias=bias, norm=_linear.first_norm(self))
@@ -108,7 +115,7 @@ class JumpReLU:
             below = jnp.maximum(thresholds - before, 0.0) * norms
             below = below if self.preactivation_of == "all" else jnp.where(at.dead[None], below, 0.0)
             terms["preactivation"] = self.preactivation_coefficient * _linear.mean_sum(below, at.axes)
-        fvu = error / _linear.variance(target, at.axes)
+        fvu = error / _linear.batch_variance(target, at)
         return sum(terms.values(), jnp.zeros_like(error)), _linear.outcome_of_dense(latents, terms, fvu, at.axes)
 
     def project(self, gradient: Params, params: Params) -> Params:

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
-from jaxinterp.saes._architecture import Outcome
+from jaxinterp.saes._architecture import Outcome, Training
 from jaxinterp.saes._axes import Axes
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
 
@@ -90,7 +90,7 @@ def written(
     """What the latents of all shards add to the reconstruction, in float32."""
     if isinstance(latents, SparseLatents):
         weights = params["W_dec"].astype(config.compute_dtype)
-        return axes.latents(decode_active(latents.values, latents.indices, weights).astype(jnp.float32))
+        return axes.latents(decode_active(latents.values, latents.indices, weights))
     return axes.latents(_product(latents, params["W_dec"], config, (1, 0)))
 
 
@@ -113,6 +113,11 @@ def squared_norm(rows: Float[Array, "B D"], axes: Axes) -> Float[Array, ""]:
 def variance(rows: Float[Array, "B D"], axes: Axes) -> Float[Array, ""]:
     """The mean squared distance of all rows from their mean, summed over features."""
     return squared_norm(rows - axes.mean(jnp.mean(rows, axis=0))[None], axes)
+
+
+def batch_variance(target: Float[Array, "B D"], at: Training) -> Float[Array, ""]:
+    """The variance of all targets of a step, which these rows may be a part of."""
+    return variance(target, at.axes) if at.variance is None else at.variance
 
 
 def outcome_of_dense(latents: Float[Array, "B N"], terms: dict[str, Array], fvu: Array, axes: Axes) -> Outcome:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import jax.numpy as jnp
 
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._active import AuxK, ErrorScale, init_tied
 from jaxinterp.saes._architecture import Outcome, Training
@@ -66,9 +66,16 @@ class Matryoshka:
             ]
         return faults_of_batch(self, config) + _linear.faults_of_choices(self, "combine")
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """As of `BatchTopK`."""
-        return {**init_tied(self, key, config, sample), "threshold": jnp.zeros((), jnp.float32)}
+        return {**init_tied(self, key, config, sample, k), "threshold": jnp.zeros((), jnp.float32)}
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> Float[Array, "B N"]:
         """Pre-activations above the threshold, the rest as 0."""

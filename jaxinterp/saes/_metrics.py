@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxinterp._errors import SaveError
 from jaxinterp._typing import Array
 from jaxinterp.mesh import fetch, is_writer
+from jaxinterp.store import atomic_file
 
 Row = dict[str, Any]
 
@@ -24,10 +28,22 @@ class Metrics:
         taken: how many were taken before.
         batch_size: rows of a step.
         progress: whether the terminal shows steps, time left, loss, L0 and dead share.
-        sites: what is read, for messages.
+        sites: of each member, what it reads and is to give, for messages.
+
+    Raises:
+        SaveError: the file cannot be written.
     """
 
-    def __init__(self, file: Path | None, *, steps: int, taken: int, batch_size: int, progress: bool, sites: list[str]):
+    def __init__(
+        self,
+        file: Path | None,
+        *,
+        steps: int,
+        taken: int,
+        batch_size: int,
+        progress: bool,
+        sites: Sequence[tuple[str, str]],
+    ):
         self._file = file if is_writer() else None
         self._steps, self._taken, self._batch_size, self._sites = steps, taken, batch_size, sites
         self._pending: list[tuple[dict[str, Array], Any]] = []
@@ -37,7 +53,8 @@ class Metrics:
             self.rows = (
                 [row for row in read_metrics(self._file) if row["step"] <= taken] if self._file.is_file() else []
             )
-            self._file.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            with atomic_file(self._file) as partial:
+                partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         if progress and is_writer():
             self._bar = _Bar(steps, taken)
 
@@ -58,42 +75,51 @@ class Metrics:
         Returns:
             What was wrong, if a step was not finite (its update was left out, so the state is good); else nothing.
         """
-        if not self._pending:
-            return ""
-        steps = [
-            ({name: np.asarray(value) for name, value in metrics.items()}, docs) for metrics, docs in self._pending
-        ]
+        steps = jax.device_get([metrics for metrics, _ in self._pending])
+        documents = [documents for _, documents in self._pending]
         self._pending = []
-        first = self._taken + 1
-        self._taken += len(steps)
-        for i, (metrics, documents) in enumerate(steps):
-            if not metrics["finite"].all() or (metrics["bad_row"] >= 0).any():
-                return self._not_finite(first + i, metrics, documents)
-        row: Row = {"step": self._taken, "rows": self._taken * self._batch_size}
+        first, self._taken = self._taken + 1, self._taken + len(steps)
+        good = next(
+            (i for i, one in enumerate(steps) if not one["finite"].all() or (one["bad_rows"] >= 0).any()), len(steps)
+        )
+        if good:
+            self._write(steps[:good], first + good - 1)
+        return "" if good == len(steps) else self.not_finite(first + good, steps[good], documents[good])
+
+    def _write(self, steps: list[dict[str, Any]], last: int) -> None:
+        """One row of some steps, of which this was the last."""
+        row: Row = {"step": last, "rows": last * self._batch_size}
         row["seconds"] = round(time.perf_counter() - self._start, 3)
-        for name in steps[0][0]:
-            if name not in ("finite", "bad_row"):
-                row[name] = np.mean([metrics[name] for metrics, _ in steps], axis=0).tolist()
+        for name in steps[0]:
+            if name not in ("finite", "bad_rows"):
+                row[name] = np.mean([metrics[name] for metrics in steps], axis=0).tolist()
         self.rows.append(row)
         if self._file is not None:
-            with self._file.open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
+            try:
+                with self._file.open("a", encoding="utf-8") as out:
+                    out.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise SaveError(
+                    f"{self._file} cannot be written: {error.strerror}. Make room; the same call goes on."
+                ) from error
         if self._bar is not None:
             self._bar.show(row)
-        return ""
 
-    def _not_finite(self, step: int, metrics: dict[str, np.ndarray], documents: Any) -> str:
-        left_out = "The update of that step was left out, so the state before it is kept."
-        bad = int(np.max(metrics["bad_row"]))
-        if bad < 0:
+    def not_finite(self, step: int, metrics: Mapping[str, Any], documents: Any) -> str:
+        """What was wrong with a step whose update was left out: which row, site and document, or the loss itself."""
+        left_out = "The update of that step was left out, so the state before it is kept." if step > 1 else ""
+        bad = np.asarray(metrics["bad_rows"]).reshape(-1, 2)
+        if (bad < 0).all():
             return (
                 f"The loss of step {step} is {metrics['loss'].tolist()} (norm of the gradient "
                 f"{metrics['gradient_norm'].tolist()}), of rows that are finite. {left_out} Lower the learning rate, lengthen "
                 f"its warm-up, or set clip."
             )
-        where = "" if documents is None else f", document {int(fetch(documents)[bad])}"
+        member, side = np.argwhere(bad >= 0)[0]
+        row = int(bad[member, side])
+        where = "" if documents is None else f", document {int(fetch(documents)[row])}"
         return (
-            f"Row {bad} of step {step} ({', '.join(self._sites)}{where}) has a value that is not finite. {left_out} Look at "
+            f"Row {row} of step {step} ({self._sites[member][side]}{where}) has a value that is not finite. {left_out} Look at "
             f"that document, or exclude it; float16 or bfloat16 activations may overflow."
         )
 

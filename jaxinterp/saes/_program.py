@@ -19,7 +19,7 @@ from jaxinterp.saes._members import common, hypers
 from jaxinterp.saes._normalize import measured_scale, normalized
 from jaxinterp.saes._resample import resampled
 from jaxinterp.saes._sae import SAE
-from jaxinterp.saes._step import Hyper, TrainState, is_cut, make_step
+from jaxinterp.saes._step import Hyper, TrainState, first_bad_row, is_cut, make_step
 from jaxinterp.saes._train_config import TrainConfig
 
 
@@ -83,7 +83,7 @@ class Program:
     members: tuple[TrainConfig, ...]
     layout: Layout
 
-    @property
+    @functools.cached_property
     def config(self) -> TrainConfig:
         """What is compiled for all members; without what is data."""
         config = common(self.members)
@@ -91,7 +91,11 @@ class Program:
 
     def first(self, x: Array, target: Array) -> TrainState:
         """The state before the first step, from the first batch: [B, D], or [members, B, D] where each has its own rows."""
-        return _first(self.config, self.layout)(self._keys(), x, target)
+        return _first(self.config, self.layout)(self._keys, self._hyper.k, x, target)
+
+    def bad_rows(self, x: Array, target: Array) -> Array:
+        """The first row of the inputs and of the targets that is not finite, or -1: [2], or [members, 2] with own rows."""
+        return _bad_rows(self.layout)(x, target)
 
     def shapes(self, x: jax.ShapeDtypeStruct, target: jax.ShapeDtypeStruct) -> TrainState:
         """A state's shapes and shardings, from those of a batch; nothing is computed."""
@@ -103,15 +107,15 @@ class Program:
 
     def step(self, state: TrainState, x: Array, target: Array) -> tuple[TrainState, dict[str, Array]]:
         """One step; `state` is used up."""
-        return _step(self.config, self.layout)(state, x, target, self._hyper())
+        return _step(self.config, self.layout)(state, x, target, self._hyper)
 
     def compiled(self, state: TrainState, x: Array, target: Array) -> Any:
         """The compiled program of a step (a `jax.stages.Compiled`); arrays may be shapes."""
-        return _step(self.config, self.layout).lower(state, x, target, self._hyper()).compile()
+        return _step(self.config, self.layout).lower(state, x, target, self._hyper).compile()
 
     def resample(self, state: TrainState, x: Array, target: Array) -> TrainState:
         """Dead latents given new directions; `state` is used up."""
-        return _resample(self.config, self.layout)(state, x, target, self._keys())
+        return _resample(self.config, self.layout)(state, x, target, self._keys)
 
     def dictionaries(self, state: TrainState) -> list[SAE]:
         """What was trained, one dictionary for each member."""
@@ -123,10 +127,12 @@ class Program:
             for (params, scales), member in zip(trees, self.members, strict=True)
         ]
 
+    @functools.cached_property
     def _hyper(self) -> Hyper:
         each = hypers(self.members)
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if self.layout.stacked else each[0]
 
+    @functools.cached_property
     def _keys(self) -> Array:
         keys = [jax.random.key(member.seed) for member in self.members]
         return jnp.stack(keys) if self.layout.stacked else keys[0]
@@ -173,23 +179,29 @@ def make_program(members: Sequence[TrainConfig], mesh: Mesh | None = None, *, st
 def _first(config: TrainConfig, layout: Layout) -> Callable[..., TrainState]:
     sae = config.sae
 
-    def one(key: Array, x: Array, target: Array) -> TrainState:
+    def one(key: Array, k: Array | None, x: Array, target: Array) -> TrainState:
         scales = {"input": measured_scale(x, sae.normalize), "target": measured_scale(target, sae.normalize)}
         rows = normalized(target, scales["target"], sae.normalize)[0]
-        params = sae.architecture.init(key, sae, rows)
+        params = sae.architecture.init(key, sae, rows, k)
         zero = jnp.zeros((), jnp.int32)
         idle = jnp.zeros(sae.n_latents, jnp.int32)
         return TrainState(params=params, optimizer=config.optimizer().init(params), idle=idle, step=zero, scales=scales)
 
-    made = _over_members(one, layout, (True, layout.own_rows, layout.own_rows))
+    made = _over_members(one, layout, (True, True, layout.own_rows, layout.own_rows))
     if layout.mesh is None:
         return jax.jit(made)
 
-    def placed(keys: Array, x: Array, target: Array) -> TrainState:
-        shapes = jax.eval_shape(made, keys, x, target)
-        return jax.jit(made, out_shardings=layout.placed(shapes, layout.state(shapes)))(keys, x, target)
+    def placed(*args: Any) -> TrainState:
+        shapes = jax.eval_shape(made, *args)
+        return jax.jit(made, out_shardings=layout.placed(shapes, layout.state(shapes)))(*args)
 
     return placed
+
+
+@functools.lru_cache(maxsize=32)
+def _bad_rows(layout: Layout) -> Callable[..., Array]:
+    one = lambda x, target: jnp.stack([first_bad_row(x), first_bad_row(target)])
+    return jax.jit(jax.vmap(one) if layout.own_rows else one, out_shardings=layout.placed(None, PartitionSpec()))
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import jax.numpy as jnp
 
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._architecture import Outcome, Training
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReLU:
-    """f = ReLU(W_enc (x - b_dec) + b_enc); loss = |x - x'|^2 + l1_coefficient * sum of f_i |W_dec_i|.
+    """f = ReLU(W_enc x + b_enc); loss = |x - x'|^2 + l1_coefficient * sum of f_i |W_dec_i|.
 
     The default is the recipe of 2024; that of 2023 is `ReLU(l1_coefficient=..., unit_norm=True, bias="geometric_median")` with
-    `TrainConfig.resample_steps`.
+    `TrainConfig.resample_steps`, whose encoder reads x - b_dec.
 
     Attributes:
         l1_coefficient: the weight of the penalty. 5 is the paper's where rows have a mean norm of the root of their width
@@ -51,7 +51,14 @@ class ReLU:
         """What is wrong with the settings, one sentence each."""
         return _linear.faults_of_coefficient("l1_coefficient", self.l1_coefficient) + _linear.faults_of_norm(self)
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return self.unit_norm
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """Decoder rows of one length, the encoder their transpose."""
         return _linear.init_linear(
             key, config, bias=_linear.first_bias(self.bias, sample), norm=_linear.first_norm(self)
@@ -74,7 +81,7 @@ class ReLU:
         error = _linear.squared_norm(_linear.decode(params, latents, x, at.config, at.axes) - target, at.axes)
         weighted = latents if self.unit_norm else latents * _linear.norms(params["W_dec"])[None]
         terms = {"error": error, "sparsity": at.sparsity * _linear.mean_sum(weighted, at.axes)}
-        fvu = error / _linear.variance(target, at.axes)
+        fvu = error / _linear.batch_variance(target, at)
         return error + terms["sparsity"], _linear.outcome_of_dense(latents, terms, fvu, at.axes)
 
     def project(self, gradient: Params, params: Params) -> Params:

@@ -23,9 +23,9 @@ def resampled(
 ) -> TrainState:
     """A state whose dead latents begin again.
 
-    Each takes a row, drawn with a probability that goes with the square of its loss. Its decoder row becomes the row's direction
-    (less the decoder's bias), its encoder row the same, with 0.2 of the mean length of living encoder rows; its bias and Adam's
-    moments become 0.
+    Each takes a row, drawn with a probability that goes with the square of its loss (a row that is not finite is never drawn).
+    Its decoder row becomes the row's direction (less the decoder's bias), its encoder row the same, with 0.2 of the mean length
+    of living encoder rows; its bias and Adam's moments become 0.
 
     Source: Bricken et al. 2023, Towards Monosemanticity, "Neuron Resampling". There losses are those of 819,200 rows and the
     direction is that of the raw row; here they are those of one batch.
@@ -36,10 +36,10 @@ def resampled(
     params = state.params
     guess = _linear.decode(params, sae.architecture.encode(params, x, sae), x, sae)
     losses = jnp.sum(jnp.square(guess - target), axis=1)
-    drawn = jax.random.categorical(
-        jax.random.fold_in(key, state.step), 2.0 * jnp.log(losses + 1e-30), shape=(sae.n_latents,)
-    )
-    dead = state.idle >= config.dead_after
+    good = jnp.isfinite(losses)
+    chances = jnp.where(good, 2.0 * jnp.log(losses + 1e-30), -jnp.inf)
+    drawn = jax.random.categorical(jax.random.fold_in(key, state.step), chances, shape=(sae.n_latents,))
+    dead = (state.idle >= config.dead_after) & jnp.any(good)
     lengths = _linear.norms(params["W_enc"])
     alive = jnp.sum(jnp.where(dead, 0.0, lengths)) / jnp.maximum(jnp.sum(~dead, dtype=jnp.float32), 1.0)
     center = params["b_dec"][None]

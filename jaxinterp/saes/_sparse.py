@@ -45,7 +45,7 @@ class SparseLatents:
 def decode_active(
     values: Float[Array, "B K"], indices: Int[Array, "B K"], weights: Float[Array, "N D"]
 ) -> Float[Array, "B D"]:
-    """The sum over active latents of value times row of `weights`.
+    """The sum over active latents of value times row of `weights`, float32.
 
     Its gradients with respect to values and weights take as much work again.
     """
@@ -125,7 +125,7 @@ def _spread(values: Array, indices: Array, n: int) -> Array:
 
 
 def _sum_of_rows(values: Array, indices: Array, weights: Array) -> Array:
-    """[B, D]: the sum over active latents of value times row of weights."""
+    """[B, D]: the sum over active latents of value times row of weights, float32."""
 
     def by_index(values: Array, indices: Array, weights: Array) -> Array:
         def add(total: Array, active: tuple[Array, Array]) -> tuple[Array, None]:
@@ -134,21 +134,28 @@ def _sum_of_rows(values: Array, indices: Array, weights: Array) -> Array:
 
         # one active latent of every row at a time, so that no [B, K, D] is made
         zero = jnp.zeros_like(values, jnp.float32, shape=(len(values), weights.shape[1]))
-        return lax.scan(add, zero, (values.T, indices.T))[0].astype(weights.dtype)
+        return lax.scan(add, zero, (values.T, indices.T))[0]
 
     def dense(values: Array, indices: Array, weights: Array) -> Array:
         spread = _spread(values, indices, len(weights)).astype(weights.dtype)
-        return jnp.dot(spread, weights, precision="highest")
+        return jnp.dot(spread, weights, precision="highest", preferred_element_type=jnp.float32)
 
     return _choose(by_index, dense, values, indices, weights)
 
 
 def _dots_with_rows(rows: Array, indices: Array, weights: Array) -> Array:
     """[B, K]: the product of each row with the weights of its active latents, float32."""
+    rows = rows.astype(weights.dtype)
     product = functools.partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 
     def by_index(rows: Array, indices: Array, weights: Array) -> Array:
-        return lax.map(lambda one: product("kd,d->k", weights[one[1]], one[0]), (rows, indices))
+        by_row = lambda rows, indices, weights: lax.map(  # a CPU keeps one row in its cache
+            lambda one: product("kd,d->k", weights[one[1]], one[0]), (rows, indices)
+        )
+        by_latent = lambda rows, indices, weights: (
+            lax.map(lambda index: product("bd,bd->b", weights[index], rows), indices.T).T
+        )
+        return lax.platform_dependent(rows, indices, weights, cpu=by_row, default=by_latent)
 
     def dense(rows: Array, indices: Array, weights: Array) -> Array:
         return jnp.take_along_axis(product("bd,nd->bn", rows, weights), indices, axis=1)
@@ -158,6 +165,7 @@ def _dots_with_rows(rows: Array, indices: Array, weights: Array) -> Array:
 
 def _sum_into_rows(values: Array, indices: Array, rows: Array, like: Array) -> Array:
     """[N, D]: each row, times its values, added to the weights of its active latents."""
+    rows = rows.astype(like.dtype)
 
     def by_index(values: Array, indices: Array, like: Array, rows: Array) -> Array:
         def add(total: Array, active: tuple[Array, Array]) -> tuple[Array, None]:
@@ -168,6 +176,7 @@ def _sum_into_rows(values: Array, indices: Array, rows: Array, like: Array) -> A
 
     def dense(values: Array, indices: Array, like: Array, rows: Array) -> Array:
         spread = _spread(values, indices, len(like)).astype(rows.dtype)
-        return jnp.dot(spread.T, rows, precision="highest").astype(like.dtype)
+        total = jnp.dot(spread.T, rows, precision="highest", preferred_element_type=jnp.float32)
+        return total.astype(like.dtype)
 
     return _choose(by_index, dense, values, indices, like, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxinterp._tree import pytree
-from jaxinterp._typing import Array, Float, Params
+from jaxinterp._typing import Array, Float, Int, Params
 from jaxinterp.saes._architecture import Outcome, Training
 from jaxinterp.saes._axes import Axes
+from jaxinterp.saes._linear import variance
 from jaxinterp.saes._normalize import normalized
 
 if TYPE_CHECKING:
@@ -64,9 +66,9 @@ def make_step(config: TrainConfig, axes: Axes = Axes()) -> Step:
 
     Returns:
         `step(state, x [B, D], target [B, D_out], hyper) -> (state, metrics)`. Metrics are scalars: the loss, its terms, "l0",
-        "fvu", "dead" (a fraction), "gradient_norm", "learning_rate"; "finite"; and "bad_row", the first row of the batch with a
-        value that is not finite, or -1. A step whose loss or gradient is not finite changes nothing but the number of the step,
-        so the state stays good.
+        "fvu", "dead" (a fraction), "gradient_norm", "learning_rate"; "finite"; and "bad_rows" [2], the first row of the inputs
+        and of the targets with a value that is not finite, or -1. A step whose loss or gradient is not finite changes nothing
+        but the number of the step, so the state stays good.
     """
     adam, rate, warmup = config.optimizer(), config.rate(), config.sparsity_warmup()
 
@@ -82,6 +84,7 @@ def make_step(config: TrainConfig, axes: Axes = Axes()) -> Step:
         if config.accumulation == 1:
             (value, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(params, x, target)
         else:
+            at = dataclasses.replace(at, variance=variance(target, axes))
             value, outcome, gradient = _accumulated(loss, params, x, target, config.accumulation)
         return value, outcome, axes.rows(gradient)  # over the shards of the batch once, not for each part
 
@@ -108,7 +111,7 @@ def make_step(config: TrainConfig, axes: Axes = Axes()) -> Step:
         dead = axes.latents(jnp.sum(idle >= config.dead_after, dtype=jnp.float32)) / config.sae.n_latents
         metrics = {
             "loss": value, **outcome.terms, "l0": outcome.l0, "fvu": outcome.fvu, "dead": dead, "gradient_norm": norm,
-            "learning_rate": now, "finite": finite, "bad_row": _bad_row(x, target, axes),
+            "learning_rate": now, "finite": finite, "bad_rows": jnp.stack([first_bad_row(rows, axes) for rows in (x, target)]),
         }  # fmt: skip
         return TrainState(
             params=params, optimizer=optimizer, idle=idle, step=state.step + 1, scales=state.scales
@@ -126,11 +129,11 @@ def _global_norm(tree: Params, axes: Axes) -> Float[Array, ""]:
     return jnp.sqrt(axes.latents(cut) + whole)
 
 
-def _bad_row(x: Array, target: Array, axes: Axes) -> Array:
+def first_bad_row(rows: Float[Array, "B D"], axes: Axes = Axes()) -> Int[Array, ""]:
     """The index in the whole batch of the first row that is not finite; -1: all are."""
-    bad = ~(jnp.all(jnp.isfinite(x), axis=1) & jnp.all(jnp.isfinite(target), axis=1))
-    here = 0 if axes.data is None else lax.axis_index(axes.data) * len(x)
-    first = jnp.min(jnp.where(bad, jnp.arange(len(x)) + here, NEVER))
+    here = 0 if axes.data is None else lax.axis_index(axes.data) * len(rows)
+    index = jnp.arange(len(rows), dtype=jnp.int32) + here
+    first = jnp.min(jnp.where(jnp.all(jnp.isfinite(rows), axis=1), NEVER, index))
     first = first if axes.data is None else lax.pmin(first, axes.data)
     return jnp.where(first == NEVER, -1, first)
 
@@ -143,8 +146,11 @@ def is_cut(name: str, ndim: int) -> bool:
 def _accumulated(
     loss: Callable[..., Any], params: Params, x: Array, target: Array, parts: int
 ) -> tuple[Array, Outcome, Params]:
-    """Loss, outcome and gradient as means over `parts` equal parts of a batch, one at a time."""
-    cut = lambda rows: rows.reshape(parts, len(rows) // parts, rows.shape[1])
+    """Loss, outcome and gradient as means over `parts` equal parts of a batch, one at a time.
+
+    Part i holds the rows i, i + parts, i + 2 parts, ..., which are the same ones however a mesh cuts the batch.
+    """
+    cut = lambda rows: jnp.swapaxes(rows.reshape(len(rows) // parts, parts, rows.shape[1]), 0, 1)
 
     def one(total: Any, rows: tuple[Array, Array]) -> tuple[Any, Outcome]:
         (value, outcome), gradient = jax.value_and_grad(loss, has_aux=True)(params, *rows)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
+import jax
+
 from jaxinterp._processes import from_all
+
+SECONDS = 5.0
+"""Processes agree about so often whether one of them was asked to stop: schedulers wait for half a minute or so."""
 
 
 class Stop:
@@ -20,6 +27,7 @@ class Stop:
         self._active = active and threading.current_thread() is threading.main_thread()
         self._old: dict[int, Any] = {}
         self._signal: int | None = None
+        self._next, self._last = 0, (0, time.monotonic())
 
     def __enter__(self) -> Stop:
         if self._active:
@@ -36,18 +44,27 @@ class Stop:
         if self._signal is not None:  # a second time: at once
             self.__exit__()
             signal.raise_signal(number)
-        self._signal = number
+        self._signal = int(number)
 
     @property
     def asked(self) -> bool:
         """Whether this process was asked."""
         return self._signal is not None
 
-    def agreed(self) -> bool:
+    def due(self, step: int) -> bool:
+        """Whether the processes are to agree behind this step; the same in all of them. One alone need not."""
+        return jax.process_count() > 1 and step >= self._next
+
+    def agreed(self, step: int) -> bool:
         """Whether any process was asked; all of them call it."""
-        others = [text for text in from_all("" if self._signal is None else str(int(self._signal))) if text]
+        before, start = self._last
+        rate = (time.monotonic() - start) / max(1, step - before)
+        told = [json.loads(text) for text in from_all(json.dumps([self._signal, rate]))]
+        self._next = step + max(1, int(SECONDS / max(*(rate for _, rate in told), 1e-9)))
+        self._last = (step, time.monotonic())
+        others = [number for number, _ in told if number is not None]
         if others and self._signal is None:
-            self._signal = int(others[0])
+            self._signal = others[0]
         return bool(others)
 
     def act(self) -> None:

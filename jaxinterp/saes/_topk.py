@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import jax.numpy as jnp
 from jax import lax
 
-from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
+from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._active import (
     AuxK,
@@ -71,9 +71,16 @@ class TopK:
             faults += [f"multi_k={self.multi_k} is not above k={self.k}."] if self.multi_k <= self.k else []
         return faults + _linear.faults_of_norm(self)
 
-    def init(self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"]) -> Params:
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
+
+    def init(
+        self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
+    ) -> Params:
         """Decoder rows of one length, the encoder their transpose, scaled so that reconstructions are as long as rows."""
-        return init_tied(self, key, config, sample)
+        return init_tied(self, key, config, sample, k)
 
     def encode(self, params: Params, x: Float[Array, "B D"], config: SAEConfig) -> SparseLatents:
         """The k largest, those below 0 as 0."""
@@ -108,7 +115,7 @@ class TopK:
             terms["multi"] = scaled(more, target, self.error_scale, at) / 8
         if self.auxiliary is not None:
             terms["auxiliary"] = self.auxiliary.loss(params, x, before, left, at, self.norm_scaled)
-        fvu = error / _linear.variance(target, at.axes)
+        fvu = error / _linear.batch_variance(target, at)
         return sum(terms.values(), jnp.zeros_like(error)), outcome_of_active(latents, terms, fvu, at)
 
     def project(self, gradient: Params, params: Params) -> Params:

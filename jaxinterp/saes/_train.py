@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxinterp._errors import InputError
@@ -132,16 +133,30 @@ def _run(
         if path is not None:
             checkpoints = stack.enter_context(Checkpoints(path / "checkpoints", keep=config.keep))
             state, taken = _resumed(program, stream, checkpoints)
+        sites = [(member.sae.site, member.sae.target_site) for member in program.members]
         metrics = stack.enter_context(
             Metrics(
                 None if path is None else path / "metrics.jsonl", steps=config.steps, taken=taken,
-                batch_size=stream.batch_size, progress=progress, sites=sorted(stream.widths),
+                batch_size=stream.batch_size, progress=progress, sites=sites,
             )
         )  # fmt: skip
         stop = stack.enter_context(Stop(active=path is not None))
+
+        def keep() -> None:
+            if checkpoints is not None and state is not None and taken not in checkpoints.steps:
+                checkpoints.save(taken, _kept(program, stream, state))
+
         while taken < config.steps:
-            rows = _next_rows(program, stream, taken)
+            try:
+                rows = _next_rows(program, stream, taken)
+            except InputError:  # what was trained until here is not lost with the stream
+                failed = metrics.close_row()
+                keep()
+                if failed:
+                    raise InputError(failed) from None
+                raise
             if state is None:
+                _check_first(program, metrics, rows, stream)
                 state = program.first(*rows)
             elif config.resample_steps and taken % config.resample_steps == 0 and taken <= 0.75 * config.steps:
                 state = program.resample(state, *rows)
@@ -149,13 +164,13 @@ def _run(
             metrics.add(newest, stream.documents())
             taken += 1
             closes = taken % config.log_every == 0 or taken == config.steps
-            asked = stop.agreed() if closes else stop.asked and jax.process_count() == 1
+            asked = stop.agreed(taken) if closes or stop.due(taken) else stop.asked and jax.process_count() == 1
             saves = taken == config.steps or bool(config.checkpoint_every and taken % config.checkpoint_every == 0)
             if not (closes or saves or asked):
                 continue
             failed = metrics.close_row()
-            if checkpoints is not None and (saves or asked or failed):
-                checkpoints.save(taken, _kept(program, stream, state))
+            if saves or asked or failed:
+                keep()
             if failed:
                 raise InputError(failed)
             if asked:
@@ -164,6 +179,13 @@ def _run(
                 stop.act()
         assert state is not None
         return program.dictionaries(state)
+
+
+def _check_first(program: Program, metrics: Metrics, rows: tuple[Array, Array], stream: Stream) -> None:
+    """Raises if the batch that the first parameters are made from is not finite."""
+    bad = np.asarray(program.bad_rows(*rows))
+    if (bad >= 0).any():
+        raise InputError(metrics.not_finite(1, {"bad_rows": bad}, stream.documents()))
 
 
 def _check_stream(program: Program, stream: Stream) -> None:
@@ -200,8 +222,9 @@ def _next_rows(program: Program, stream: Stream, taken: int) -> tuple[Array, Arr
         batch = next(stream)
     except StopIteration:
         raise InputError(
-            f"The stream ran dry after {taken} of {program.members[0].steps} steps ({taken * stream.batch_size} rows). Give it "
-            f"more text, more epochs (epochs=None goes on for ever), or the run fewer steps."
+            f"The stream ran dry after {taken} of {program.members[0].steps} steps ({taken * stream.batch_size} rows). Make it "
+            f"with more epochs (epochs=None goes on for ever): a run that keeps a folder then goes on from there. Or train fewer "
+            f"steps, or on more text, which is another run and needs another folder."
         ) from None
     saes = [member.sae for member in program.members] if program.layout.own_rows else [program.members[0].sae]
     rows = [[batch[site] for site in sites] for sites in ([s.site for s in saes], [s.target_site for s in saes])]
@@ -231,7 +254,7 @@ def _resumed(program: Program, stream: Stream, checkpoints: Checkpoints) -> tupl
     step = checkpoints.steps[-1]
     there = {record["path"]: record.get("value") for record in checkpoints.records(step)}.get("['run']")
     old, new = json.loads(there or "{}"), json.loads(_told(program, stream))
-    lines = differences(_by_member(old), _by_member(new))
+    lines = differences(_by_member(_without_epochs(old)), _by_member(_without_epochs(new)))
     if lines:
         raise StoreMismatchError(
             f"{checkpoints.folder} holds another run than this one:\n  "
@@ -246,6 +269,13 @@ def _resumed(program: Program, stream: Stream, checkpoints: Checkpoints) -> tupl
     kept = checkpoints.restore(like, step)
     stream.restore(kept["stream"])
     return kept["state"], step
+
+
+def _without_epochs(told: Any) -> Any:
+    """A description without how often the tokens are read, which may grow."""
+    if not isinstance(told, dict):
+        return told
+    return {name: _without_epochs(value) for name, value in told.items() if name != "epochs"}
 
 
 def _by_member(told: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class TrainConfig:
         b2: of Adam: the same of the mean squared gradient.
         eps: of Adam: what is added to the root of the latter.
         clip: the largest norm of a gradient; None: any.
-        accumulation: in how many parts a batch is worked off, one at a time, to save memory. BatchTopK chooses within each part.
+        accumulation: in how many parts a batch is worked off, one at a time, to save memory. BatchTopK chooses within each part,
+            and AuxK's error is over the variance of each part.
         dead_after: a latent is dead that has not fired for so many rows.
         resample_steps: after so many steps each, dead latents are given the direction of badly reconstructed rows (as in the
             recipe of 2023); in the last quarter of a run no more. None: never.

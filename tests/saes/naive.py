@@ -47,7 +47,7 @@ def heaviside(z, theta, width, through_input):
 def loss(p, x, target, at):
     """(loss, active latents [B, N])."""
     config, a = at.config, at.config.architecture
-    projected = dot(x - p["b_dec"][None] if config.target is None else x, p["W_enc"].T)
+    projected = dot(x - p["b_dec"][None] if config.centers else x, p["W_enc"].T)
     lengths = jnp.sqrt(jnp.sum(p["W_dec"] ** 2, axis=1))[None]
     rest = p["b_dec"][None] + (dot(x, p["W_skip"]) if config.skip else 0.0)
     by = lambda latents, p=p: dot(latents, p["W_dec"]) + rest

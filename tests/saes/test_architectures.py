@@ -125,7 +125,7 @@ def test_latents_in_use(name):
     sae = SAE(params=params, scales=scales, config=config)
     rows = np.asarray(x, np.float64).reshape(16, -1) * 0.5
     p = {leaf: np.asarray(value, np.float64) for leaf, value in params.items()}
-    z = (rows - p["b_dec"]) @ p["W_enc"].T
+    z = (rows - (p["b_dec"] if config.centers else 0)) @ p["W_enc"].T
     if a.name == "gated":
         want = (z + p["b_gate"] > 0) * np.maximum(z * np.exp(p["r_mag"]) + p["b_mag"], 0)
     else:

@@ -21,7 +21,7 @@ from jaxinterp.saes import (
     decode_active,
     encode_active,
 )
-from jaxinterp.saes._batch_topk import kth_largest
+from jaxinterp.saes._largest import kth_largest
 from jaxinterp.saes._program import make_program
 from jaxinterp.saes._sparse import DENSE_FROM
 from tests.saes import naive
@@ -87,8 +87,8 @@ def test_both_forms_stay_in_bfloat16(bfloat16_products):
         values, indices, weights, upstream, _ = make_active(n, 3)
         args = jnp.asarray(values, jnp.float32), jnp.asarray(weights, jnp.bfloat16)
         out, back = jax.vjp(lambda v, w, i=indices: decode_active(v, jnp.asarray(i), w), *args)
-        assert out.dtype == jnp.bfloat16
-        gradients = back(jnp.asarray(upstream, jnp.bfloat16))
+        assert out.dtype == jnp.float32  # what is summed is not rounded
+        gradients = back(jnp.asarray(upstream, jnp.float32))
         assert [g.dtype for g in gradients] == [jnp.float32, jnp.bfloat16]
         check_close(out.astype(jnp.float32), spread(values, indices, n) @ weights, 0.02)
         check_close(gradients[1].astype(jnp.float32), spread(values, indices, n).T @ upstream, 0.02)
@@ -98,24 +98,39 @@ def test_both_forms_stay_in_bfloat16(bfloat16_products):
 def test_the_kth_largest_is_exact(k):
     values = make_rows(9, n=23)
     want = sorted(np.asarray(values)[np.asarray(values) > 0].tolist(), reverse=True)
-    got = float(jax.jit(lambda v: kth_largest(v, jnp.int32(k), Axes()))(values))
+    got = float(jax.jit(lambda v: kth_largest([v[:4], v[4:]], jnp.int32(k), Axes()))(values))
     assert got == (np.float32(want[k - 1]) if k <= len(want) else 0.0)
 
 
-@pytest.mark.parametrize("spread_out", [True, False], ids=["candidates suffice", "a row has more than candidates"])
+def test_counts_of_many_shards_do_not_overflow():
+    class Many(Axes):
+        def rows(self, x):
+            return x * jnp.uint32(2**14)  # as if so many shards had the same rows
+
+    values = jax.random.uniform(jax.random.key(0), (2**9, 2**10))
+    assert float(kth_largest([values], jnp.int32(5), Many())) == float(values.max())
+
+
+@pytest.mark.parametrize("crowded", ["no row", "a few rows", "many rows"])
 @pytest.mark.parametrize("architecture", [BatchTopK(k=1), Matryoshka(k=1, widths=(20, 70))], ids=lambda a: a.name)
-def test_a_batch_of_a_large_dictionary(architecture, spread_out):
+def test_a_batch_of_a_large_dictionary(architecture, crowded):
+    """Rows that have no more active latents than candidates, and rows that do: few of them, or too many to work off apart."""
     config = SAEConfig(architecture=architecture, d_in=D, n_latents=160)
     params, at = make_params(config), make_training(config)
-    rows = params["W_enc"][::10] / jnp.linalg.norm(
+    own = params["W_enc"][::10] / jnp.linalg.norm(
         params["W_enc"][::10], axis=1, keepdims=True
-    )  # each has its own latent
-    x = params["b_dec"][None] + 30.0 * rows if spread_out else make_rows(D)
+    )  # each row has its own latent
+    if crowded == "a few rows":
+        own = own.at[3].multiply(30.0)
+    if crowded == "many rows":  # three alike have the largest latents of the batch to themselves
+        own = own.at[:3].set(30.0 * own[:1] * jnp.array([[1.0], [1.001], [1.002]]))
+    x = params["b_dec"][None] + 30.0 * own
     axes = Axes(data="data", dict="dict")
     loss = lambda p, x, at: jax.value_and_grad(lambda p: architecture.loss(p, x, x, at), has_aux=True)(p)
     (value, outcome), gradient = jax.jit(loss)(params, x, at)
     (want, latents), want_gradient = jax.value_and_grad(naive.loss, has_aux=True)(params, x, x, at)
-    assert (int((latents > 0).sum(1).max()) > 4) == (not spread_out)
+    many = int(((latents > 0).sum(1) > 4).sum())
+    assert {"no row": many == 0, "a few rows": many == 1, "many rows": many > 2}[crowded], many
     check_close(value, want)
     for name in want_gradient:
         check_close(gradient[name], want_gradient[name])

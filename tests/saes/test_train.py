@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from jaxinterp import ConfigError, InputError
+from jaxinterp.activations import from_function
 from jaxinterp.mesh import make_mesh
-from jaxinterp.saes import BatchTopK, ReLU, SAEConfig, TopK, TrainConfig, read_metrics, train, train_ensemble
+from jaxinterp.saes import BatchTopK, ReLU, SAEConfig, TopK, TrainConfig, _program, read_metrics, train, train_ensemble
 from jaxinterp.saes._program import make_program
 from jaxinterp.store import Checkpoints, StoreMismatchError
-from tests.saes.problems import ARCHITECTURES, PlantedStream
+from tests.saes.problems import ARCHITECTURES, PlantedStream, planted
 from tests.tiny import check_close, check_same
 
 TOPK = TopK(k=3)
@@ -74,8 +75,7 @@ def test_members_of_an_ensemble_are_single_runs():
     for config, got in zip(members, train_ensemble(members, PlantedStream(), progress=False), strict=True):
         want = quiet(config, PlantedStream())
         assert got.config == want.config
-        if config.sae.architecture == base.sae.architecture:  # another k begins with another length of the encoder
-            jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
+        jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
         x = next(PlantedStream())["x"]
         assert float((got.encode(x) > 0).sum(1).max()) <= config.sae.architecture.k
     penalties = [make_run(ReLU(l1_coefficient=c), steps=6, sparsity_warmup_steps=3) for c in (0.1, 2.0)]
@@ -105,11 +105,45 @@ def test_members_of_other_kinds_are_refused():
         train_ensemble([make_run(), make_run(ReLU())], PlantedStream())
 
 
-def test_parts_of_a_batch_add_up_to_its_gradient():
-    config = make_run(ReLU(l1_coefficient=0.1), steps=3)
-    whole = quiet(config, PlantedStream())
-    parts = quiet(dataclasses.replace(config, accumulation=4), PlantedStream())
-    jax.tree.map(lambda a, b: check_close(a, b, 1e-4), parts.params, whole.params)
+@pytest.mark.parametrize(
+    ("architecture", "is_whole"),
+    [(ReLU(l1_coefficient=0.1), True), (TopK(k=3), True), (BatchTopK(k=2), False)],
+    ids=lambda a: getattr(a, "name", ""),
+)
+def test_parts_of_a_batch_add_up_to_its_gradient_and_are_the_same_on_a_mesh(architecture, is_whole):
+    config = make_run(architecture, steps=3)
+    parted = dataclasses.replace(config, accumulation=4)
+    parts = quiet(parted, PlantedStream())
+    cut = quiet(parted, PlantedStream(), mesh=make_mesh(data=4, dict=2))
+    jax.tree.map(lambda a, b: check_close(a, b, 1e-4), cut.params, parts.params)
+    if is_whole:  # BatchTopK chooses within each part
+        whole = quiet(config, PlantedStream())
+        jax.tree.map(lambda a, b: check_close(a, b, 1e-4), parts.params, whole.params)
+
+
+@pytest.mark.parametrize("name", ["topk", "batch_topk", "relu_2023"])
+def test_members_side_by_side_are_members_in_turn(name, monkeypatch):
+    """On a device that is no CPU the members of an ensemble are taken side by side."""
+    members = [make_run(ARCHITECTURES[name], steps=3, seed=seed, dead_after=60) for seed in range(3)]
+    in_turn = train_ensemble(members, PlantedStream(), progress=False)
+    monkeypatch.setattr(_program, "_platform", lambda layout: "tpu")
+    _program._step.cache_clear()
+    _program._first.cache_clear()
+    for mesh in (None, make_mesh(data=2, dict=4)):
+        side_by_side = train_ensemble(members, PlantedStream(), mesh=mesh, progress=False)
+        for got, want in zip(side_by_side, in_turn, strict=True):
+            jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
+    _program._step.cache_clear()
+    _program._first.cache_clear()
+
+
+def test_rows_may_lie_over_all_devices_where_latents_are_cut():
+    config = make_run(steps=4)
+    _, draw = planted()
+    sample = lambda key, n: {"x": draw(key, n)}
+    made = lambda mesh: from_function(sample, batch_size=64, key=jax.random.key(0), mesh=mesh)
+    got = quiet(config, made(make_mesh(data=8)), mesh=make_mesh(data=1, dict=8))
+    jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, quiet(config, made(None)).params)
 
 
 def test_a_run_goes_on_to_the_bit(tmp_path):
@@ -153,6 +187,36 @@ def test_a_row_that_is_not_finite_is_named_and_the_state_stays_good(tmp_path):
         quiet(dataclasses.replace(config, learning_rate=1e30), PlantedStream())
 
 
+def test_a_first_batch_that_is_not_finite_leaves_nothing_behind(tmp_path):
+    config = make_run(steps=3)
+    with pytest.raises(InputError, match=r"Row 5 of step 1 \(x, document 105\)"):
+        quiet(config, PlantedStream(spoil=0), folder=tmp_path)
+    got = quiet(config, PlantedStream(), folder=tmp_path)
+    jax.tree.map(check_same, got.params, quiet(config, PlantedStream()).params)
+
+
+def test_good_steps_before_a_bad_one_are_told(tmp_path):
+    with pytest.raises(InputError, match="Row 5 of step 4"):
+        quiet(make_run(steps=8, log_every=8), PlantedStream(spoil=3), folder=tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [3]
+
+
+def test_what_was_trained_is_kept_when_the_stream_fails(tmp_path):
+    class Failing(PlantedStream):
+        def __next__(self):
+            if self.taken == 7:
+                raise InputError("resid_post.1 (document 9) is not finite")
+            return super().__next__()
+
+    config = make_run(steps=12)
+    with pytest.raises(InputError, match="document 9"):
+        quiet(config, Failing(), folder=tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as kept:
+        assert kept.steps == [7]
+    got = quiet(config, PlantedStream(), folder=tmp_path)
+    jax.tree.map(check_same, got.params, quiet(config, PlantedStream()).params)
+
+
 def test_dead_latents_are_resampled():
     architecture = ReLU(l1_coefficient=0.1, unit_norm=True, bias="mean")
     program = make_program([make_run(architecture, resample_steps=2, dead_after=100)])
@@ -173,6 +237,9 @@ def test_dead_latents_are_resampled():
     length = 0.2 * np.linalg.norm(before.params["W_enc"][~dead], axis=1).mean()
     np.testing.assert_allclose(new["W_enc"], length * new["W_dec"], rtol=1e-4)
     assert (new["b_enc"] == 0).all()
+    state = jax.tree.map(jnp.asarray, before)
+    spoiled = program.resample(state, x.at[5].set(jnp.nan), x.at[5].set(jnp.nan))  # such a row is never drawn
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(spoiled.params))
     check_same(after.idle, np.where(dead, 0, 50))
     quiet(make_run(architecture, resample_steps=2, dead_after=100), PlantedStream())
 
