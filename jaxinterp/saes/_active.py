@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxinterp._typing import Array, Float, Int, Params, PRNGKeyArray
 from jaxinterp.saes._architecture import Outcome, Training
+from jaxinterp.saes._bisect import last_with
 from jaxinterp.saes._linear import (
     batch_variance,
     first_bias,
@@ -32,7 +33,6 @@ ErrorScale = Literal["variance", "sum"]
 """What a squared error, summed over features, is divided by: the variance of what is reconstructed, or nothing."""
 
 
-GROUPS = 4096
 MATCHED_ROWS = 64
 """The encoder's first length comes from so many rows: enough for a mean, few enough for millions of latents."""
 
@@ -100,11 +100,13 @@ def init_tied(
     if config.target is not None:
         return params  # the sample is of outputs: how long inputs are is not known
     rows = sample[:MATCHED_ROWS].astype(jnp.float32)
-    values, indices = best_by_groups(preactivations(params, rows, config), architecture.k)
-    wanted = jnp.arange(architecture.k) < (architecture.k if k is None else k)
-    values = jnp.where(wanted[None], jnp.maximum(values, 0.0), 0.0)
-    latents = SparseLatents(values=values, indices=indices, n_latents=config.n_latents)
-    guess = written(params, latents, config)
+    before = jnp.maximum(preactivations(params, rows, config), 0.0)
+    wanted = jnp.asarray(architecture.k if k is None else k)
+    bits = lax.bitcast_convert_type(
+        before, jnp.int32
+    )  # sums over latents alone, so that nothing [B, N] travels on a mesh
+    least = last_with(lambda middle: jnp.sum(bits >= middle[:, None], axis=1, dtype=jnp.int32) >= wanted, before[:, 0])
+    guess = written(params, jnp.where(before >= least[:, None], before, 0.0), config)
     length = lambda a: jnp.mean(jnp.linalg.norm(a, axis=1))
     factor = length(rows - bias[None]) / jnp.maximum(length(guess), 1e-8)
     return {**params, "W_enc": params["W_enc"] * jnp.where(factor > 0, factor, 1.0)}
@@ -114,21 +116,6 @@ def candidates(ranked: Float[Array, "B N"], k: int) -> tuple[Float[Array, "B K"]
     """The k largest of each row (all, if there are fewer latents here), in falling order."""
     values, indices = lax.top_k(ranked, min(k, ranked.shape[1]))
     return values, indices
-
-
-def best_by_groups(ranked: Float[Array, "B N"], k: int) -> tuple[Float[Array, "B K"], Int[Array, "B K"]]:
-    """The same, found among the k largest of each of many groups of latents.
-
-    Where latents are cut over devices, only those of each group travel, and not all [B, N].
-    """
-    n = ranked.shape[1]
-    size = n // math.gcd(n, GROUPS)
-    if size < 2 * k:
-        return candidates(ranked, k)
-    values, indices = lax.top_k(ranked.reshape(len(ranked), -1, size), k)
-    indices = indices + size * jnp.arange(n // size)[None, :, None]
-    best, at = lax.top_k(values.reshape(len(ranked), -1), k)
-    return best, jnp.take_along_axis(indices.reshape(len(ranked), -1), at, axis=1)
 
 
 def ranking(params: Params, before: Float[Array, "B N"], norm_scaled: bool) -> Float[Array, "B N"]:

@@ -14,13 +14,13 @@ from jaxinterp.saes import _linear
 from jaxinterp.saes._active import active_values, candidates, sparse
 from jaxinterp.saes._architecture import Training
 from jaxinterp.saes._axes import Axes
+from jaxinterp.saes._bisect import last_with
 from jaxinterp.saes._sparse import DENSE_FROM, fired
 
 ROOM = 4
 """A row of a large dictionary has room for so many times k active latents,"""
 CROWDED = 8
 """and one row in so many may have more, which are worked off densely. Of activations of language models a few hundredths do."""
-INFINITY_BITS = 0x7F800000
 
 
 class Added(NamedTuple):
@@ -42,8 +42,7 @@ class Added(NamedTuple):
 def kth_largest(values: Sequence[Float[Array, "_ _"]], k: Int[Array, ""], axes: Axes) -> Float[Array, ""]:
     """The k-th largest positive value of some arrays on all shards, exactly; 0 if there are fewer.
 
-    Bisection over the bits of a float32, which are ordered as the positive numbers are: 31 counts, and one number travels for
-    each.
+    For each of 31 halvings one number travels.
     """
     bits = [lax.bitcast_convert_type(jnp.maximum(part, 0.0), jnp.int32) for part in values]
     most = k.astype(jnp.uint32)
@@ -54,14 +53,7 @@ def kth_largest(values: Sequence[Float[Array, "_ _"]], k: Int[Array, ""], axes: 
             axes.rows(jnp.minimum(here, most))
         )  # more than k tell no more, and a sum of those overflows
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = low + (high - low) // 2
-        enough = count(middle) >= most
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    ends = jnp.zeros((), jnp.int32), jnp.full((), INFINITY_BITS, jnp.int32)
-    return lax.bitcast_convert_type(lax.fori_loop(0, 31, halve, ends)[0], jnp.float32)
+    return last_with(lambda least: count(least) >= most, jnp.zeros((), jnp.float32))
 
 
 def written_by_largest(

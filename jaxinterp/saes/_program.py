@@ -109,8 +109,12 @@ class Program:
         """One step; `state` is used up."""
         return _step(self.config, self.layout)(state, x, target, self._hyper)
 
-    def compiled(self, state: TrainState, x: Array, target: Array) -> Any:
-        """The compiled program of a step (a `jax.stages.Compiled`); arrays may be shapes."""
+    def compiled_first(self, x: Any, target: Any) -> Any:
+        """The compiled program of the first state (a `jax.stages.Compiled`); arrays may be shapes."""
+        return _first(self.config, self.layout).lower(self._keys, self._hyper.k, x, target).compile()
+
+    def compiled(self, state: TrainState, x: Any, target: Any) -> Any:
+        """The compiled program of a step; arrays may be shapes."""
         return _step(self.config, self.layout).lower(state, x, target, self._hyper).compile()
 
     def resample(self, state: TrainState, x: Array, target: Array) -> TrainState:
@@ -176,7 +180,8 @@ def make_program(members: Sequence[TrainConfig], mesh: Mesh | None = None, *, st
 
 
 @functools.lru_cache(maxsize=32)
-def _first(config: TrainConfig, layout: Layout) -> Callable[..., TrainState]:
+def _first(config: TrainConfig, layout: Layout) -> Any:
+    """`(keys, k, x, target) -> state`, jitted."""
     sae = config.sae
 
     def one(key: Array, k: Array | None, x: Array, target: Array) -> TrainState:
@@ -188,14 +193,13 @@ def _first(config: TrainConfig, layout: Layout) -> Callable[..., TrainState]:
         return TrainState(params=params, optimizer=config.optimizer().init(params), idle=idle, step=zero, scales=scales)
 
     made = _over_members(one, layout, (True, True, layout.own_rows, layout.own_rows))
-    if layout.mesh is None:
-        return jax.jit(made)
 
     def placed(*args: Any) -> TrainState:
-        shapes = jax.eval_shape(made, *args)
-        return jax.jit(made, out_shardings=layout.placed(shapes, layout.state(shapes)))(*args)
+        state = made(*args)
+        where = layout.placed(state, layout.state(state))
+        return state if where is None else jax.lax.with_sharding_constraint(state, where)
 
-    return placed
+    return jax.jit(placed)
 
 
 @functools.lru_cache(maxsize=32)

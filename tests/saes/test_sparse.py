@@ -146,7 +146,16 @@ def test_a_batch_of_a_large_dictionary(architecture, crowded):
     jax.tree.map(check_close, jax.jit(sharded)(params, x, at.dead), ((value, outcome), gradient))
 
 
-@pytest.mark.parametrize("architecture", [TopK(k=4), BatchTopK(k=2)], ids=lambda a: a.name)
+def sent(compiled):
+    """How many numbers each collective of a compiled program gives, of those that give several the largest."""
+    collective = re.compile(r"= (\(.*?\)|\S+) all-(?:gather|to-all|reduce)(?:-start)?\(")
+    shapes = [re.findall(r"\w+\[([\d,]*)\]", found) for found in collective.findall(compiled.as_text())]
+    return [max(int(np.prod([int(size) for size in one.split(",") if size])) for one in several) for several in shapes]
+
+
+@pytest.mark.parametrize(
+    "architecture", [TopK(k=4), BatchTopK(k=2), Matryoshka(k=2, widths=(64,))], ids=lambda a: a.name
+)
 def test_only_candidates_travel_between_shards(architecture):
     rows, n, shards = 64, 1024, dict(data=2, dict=4)
     config = TrainConfig(sae=SAEConfig(architecture=architecture, d_in=16, n_latents=n), steps=9, learning_rate=1e-3)
@@ -156,13 +165,21 @@ def test_only_candidates_travel_between_shards(architecture):
     assert state.params["W_dec"].addressable_shards[0].data.shape == (n // 4, 16)
     assert state.optimizer.nu["W_enc"].addressable_shards[0].data.shape == (n // 4, 16)
     assert state.idle.addressable_shards[0].data.shape == (n // 4,)
-    text = program.compiled(state, x, x).as_text()
-    sizes = [
-        np.prod([int(size) for size in shape.split(",")])
-        for shape in re.findall(r"= \w+\[([\d,]+)\]\S* all-(?:gather|to-all|reduce)\(", text)
-    ]
+    sizes = sent(program.compiled(state, x, x))
     assert len(sizes) > 3
-    assert max(sizes) <= max(
-        n // 4 * 16, rows // 2 * 16, rows // 2 * 4 * 16
-    )  # a shard's gradient, its rows, all candidates
+    # a shard's gradient, its rows, all candidates
+    assert max(sizes) <= max(n // 4 * 16, rows // 2 * 16, rows // 2 * 4 * 16)
     assert max(sizes) < rows // 2 * n // 4
+
+
+def test_first_parameters_are_made_where_they_lie():
+    n = 2**16
+    config = TrainConfig(sae=SAEConfig(architecture=TopK(k=4), d_in=4, n_latents=n), steps=9, learning_rate=1e-3)
+    program = make_program([config], make_mesh(data=2, dict=4))
+    x = jax.ShapeDtypeStruct((64, 4), jnp.float32, sharding=program.layout.placed(0, P("data")))
+    assert max(sent(program.compiled_first(x, x))) <= 64 * 4  # rows and sums over latents, never the latents themselves
+    rows = make_rows(4, n=64)
+    first = program.first(*[jax.device_put(rows, x.sharding)] * 2)
+    assert first.params["W_enc"].addressable_shards[0].data.shape == (n // 4, 4)
+    alone = make_program([config]).first(rows, rows)
+    jax.tree.map(check_close, first.params, alone.params)
