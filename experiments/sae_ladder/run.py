@@ -105,8 +105,7 @@ def described(setting: Setting, sae: saes.SAE, params, shuffle=None) -> saes.Pre
 
 def by_kind(found: saes.Predicates) -> dict[str, int]:
     """How many latents each kind of predicate describes."""
-    good = (found.f1 > F1) & (found.active >= 10)
-    kinds = found.dataset()["kind"].values[good]
+    kinds = found.dataset()["kind"].values[found.described(F1)]
     return {str(kind): int((kinds == kind).sum()) for kind in sorted(set(kinds))}
 
 
@@ -139,25 +138,46 @@ def part_layers(setting: Setting) -> dict:
     return {"rows": [measure(setting, sae) for sae in trained], "seconds": round(seconds, 1)}
 
 
+RATES = (2e-3, 6e-3)
 FAMILIES = {
+    "topk": [saes.TopK(k=k) for k in (4, 8, 16)],
     "batch_topk": [saes.BatchTopK(k=k) for k in (4, 8, 16)],
     "matryoshka": [saes.Matryoshka(widths=(64, 128, 256), k=k) for k in (4, 8, 16)],
     "relu": [saes.ReLU(l1_coefficient=c) for c in (1.0, 2.0, 4.0)],
-    "jump_relu": [saes.JumpReLU(l0_coefficient=c, bandwidth=0.05) for c in (0.05, 0.1, 0.3)],
-    "gated": [saes.Gated(l1_coefficient=c) for c in (0.5, 1.0, 2.0)],
+    "jump_relu": [saes.JumpReLU(l0_coefficient=c, threshold=1.0, bandwidth=1.0) for c in (0.3, 1.0, 3.0)],
+    "gated": [saes.Gated(l1_coefficient=c) for c in (2.0, 4.0, 6.0)],
 }
+"""A short run moves a threshold little, so that of JumpReLU begins at 1: rows have a length of 8 here."""
 
 
 def part_families(setting: Setting) -> dict:
-    """The other architectures, three sparsities each, at the learning rate of TopK."""
-    out = {}
+    """Each architecture at three sparsities, each at the same two learning rates: the better one on texts to train on is told."""
+    out: dict = {"learning_rates": RATES}
     for name, architectures in FAMILIES.items():
-        chosen = architectures[: 1 if setting.smoke else None]
-        trained, seconds = train(setting, [setting.config(a) for a in chosen])
-        rows = [measure(setting, sae) for sae in trained]
-        out[name] = [{**row, "sparsity": a.sparsity} for row, a in zip(rows, chosen, strict=True)]
-        out[f"{name}, seconds"] = round(seconds, 1)
+        grid = [(a, rate) for a in architectures[: 1 if setting.smoke else None] for rate in RATES]
+        trained, seconds = train(setting, [setting.config(a, rate=rate) for a, rate in grid])
+        errors = [
+            saes.evaluate(sae, setting.stream(setting.train[::40], [setting.site], epochs=1)).fvu for sae in trained
+        ]
+        rows = []
+        for first in range(0, len(grid), len(RATES)):
+            best = first + int(np.argmin(errors[first : first + len(RATES)]))
+            architecture, rate = grid[best]
+            about = {"sparsity": getattr(architecture, "k", None) or architecture.sparsity, "learning_rate": rate}
+            rows.append({**measure(setting, trained[best]), **about})
+        out[name], out[f"{name}, seconds"] = rows, round(seconds, 1)
     return out
+
+
+def part_ablation(setting: Setting) -> dict:
+    """What single latents do to the next token's logits, beside changes of the same length in random directions."""
+    [sae], _ = train(setting, [setting.config(saes.TopK(k=K))])
+    seen = saes.evaluate(sae, setting.stream(setting.held_out, [setting.site], epochs=1))
+    often = np.argsort(-np.asarray(seen.firing_rate))[: 4 if setting.smoke else 64]
+    batch = next(setting.tokens(setting.held_out))
+    found = saes.ablation_effects(sae, setting.lm.model, setting.lm.params, batch, often, exclude=setting.special)
+    names = ("effect", "spread", "random_effect", "random_spread")
+    return {"latents": len(often)} | {name: round(float(np.nanmean(getattr(found, name))), 4) for name in names}
 
 
 def part_seeds(setting: Setting) -> dict:
@@ -181,13 +201,22 @@ PARTS = {
     "layers": part_layers,
     "families": part_families,
     "seeds": part_seeds,
+    "ablation": part_ablation,
 }
 
 
 def draw(results: dict, file: Path) -> None:
     """FVU against L0."""
     topk = results["sparsity"]["trained"]
-    families = {"TopK": topk} | {name: results["families"][name] for name in FAMILIES if name in results["families"]}
+    words = {
+        "topk": "TopK",
+        "batch_topk": "BatchTopK",
+        "matryoshka": "Matryoshka",
+        "relu": "ReLU, L1",
+        "jump_relu": "JumpReLU",
+        "gated": "Gated",
+    }
+    families = {words[name]: results["families"][name] for name in FAMILIES}
     control = {"random TopK": [{"l0": row["l0"], "fvu": row["random"]["fvu"]} for row in topk]}
     viz.plot_pareto(families, control=control, size=f"stories260k, {topk[0]['site']}, {N_LATENTS} latents").savefig(
         file

@@ -16,6 +16,7 @@ from jaxinterp.activations import from_function
 from jaxinterp.tasks import Planted, planted
 
 G, WIDTH, ACTIVE, BATCH = 256, 64, 4.0, 1024
+PROBED = 32
 KINDS = {
     "uniform": {},
     "zipf": dict(frequencies="zipf"),
@@ -70,6 +71,11 @@ def measure(sae: saes.SAE, truth: Planted, setting: Setting) -> dict:
         rows["x"],
     )
     numbers = {**seen.summary(), **found.summary(), "amplitude_ratio": ratio, "random_fvu": chance.fvu}
+    others = truth.sample(jax.random.key(1_001), setting.held_out)
+    probes = saes.sparse_probes(  # of whether a direction is active, for some of them
+        sae, rows["x"], rows["amounts"][:, :PROBED] > 0, (others["x"], others["amounts"][:, :PROBED] > 0), sizes=(1,)
+    )  # fmt: skip
+    numbers |= {f"probe_{name}": getattr(probes, name).mean() for name in ("latents", "coordinates", "dense")}
     if bool((truth.parents >= 0).any()):
         taken = saes.absorption(sae, truth, found, rows["x"], rows["amounts"]).summary()
         numbers |= {f"absorption_{name}": value for name, value in taken.items()}
