@@ -38,22 +38,22 @@ def contexts(rng, *lead):
     return Contexts(tokens=tokens, activations=values)
 
 
-def make_descriptions(n_tokens=3):
+def make_descriptions(n_tokens=3, n=N):
     rng = np.random.default_rng(0)
-    ranked = lambda n, of: Ranked(
-        ids=rng.integers(0, of, (N, n)).astype(np.int32), values=np.sort(rng.random((N, n)).astype(np.float32))[:, ::-1]
+    ranked = lambda m, of: Ranked(
+        ids=rng.integers(0, of, (n, m)).astype(np.int32), values=np.sort(rng.random((n, m)).astype(np.float32))[:, ::-1]
     )
-    top = contexts(rng, N, 3)
-    rates = rng.random(N).astype(np.float32)
-    counts = rng.integers(0, 50, (N, 64)).astype(np.int32)
+    top = contexts(rng, n, 3)
+    rates = rng.random(n).astype(np.float32)
+    counts = rng.integers(0, 50, (n, 64)).astype(np.int32)
     rates[DEAD] = counts[DEAD] = 0
-    coactive = ranked(2, N)
+    coactive = ranked(2, n)
     coactive.ids[5, 1] = -1
     return LatentDescriptions(
         rows=1000, firing_rate=rates, max_activation=top.activations[..., BEFORE].max(1), mean_activation=0.5 * rates,
-        counts=counts, bin_width=np.full(N, 1 / 64, np.float32), top=top, quantiles=contexts(rng, N, 2, 2),
-        promoted=ranked(n_tokens, V), suppressed=ranked(n_tokens, V), nearest=ranked(2, N), coactive=coactive,
-        coactive_share=rng.random((N, 2)).astype(np.float32), before=BEFORE, site="resid_post.0",
+        counts=counts, bin_width=np.full(n, 1 / 64, np.float32), top=top, quantiles=contexts(rng, n, 2, 2),
+        promoted=ranked(n_tokens, V), suppressed=ranked(n_tokens, V), nearest=ranked(2, n), coactive=coactive,
+        coactive_share=rng.random((n, 2)).astype(np.float32), before=BEFORE, site="resid_post.0",
     )  # fmt: skip
 
 
@@ -249,6 +249,31 @@ def test_in_a_browser_a_latent_is_shown_with_links_to_others(tmp_path, ask_brows
     assert said[12:15] == ["#72", "#69", "Latent 72"]
     assert said[15:17] == ["never", 0]
     assert said[17:] == ["Latent 299", None, "There is no latent 300: they are 0 to 299."]
+
+
+MANY = """
+const isDog = (t) => latents.tokens[t] === ' dog';
+said.push(document.getElementById('about').textContent.split(',').slice(0, 2).join(','), rows().length < 120);
+ask('\\u00b7dog');
+said.push(shown.length, shown.every((i) => latents.fires[i].concat(latents.promotes[i]).some(isDog)));
+ask('#4999'); said.push(rows());
+"""
+MANY = INDEX.split("said.push", 1)[0] + MANY
+WRONG = """
+await wait(() => heading() === 'Latent 4999'); said.push(heading());
+await go('%', 'No such latent'); said.push(document.querySelector('#latent p').textContent);
+"""
+WRONG = ONE.split("await wait(() => heading() === 'Latent 70')")[0] + WRONG
+
+
+@pytest.mark.slow
+def test_in_a_browser_thousands_of_latents(tmp_path, ask_browser):
+    many = make_descriptions(n=5000)
+    index = latent_pages(many, tmp_path / "out", texts=TEXTS)
+    found = ask_browser(index, MANY)
+    assert found[:2] == ["5,000 latents", True] and 0 < found[2] < 5000 and found[3:] == [True, [4999]]
+    said = ask_browser(index.with_name("latent.html"), WRONG, "#4999")
+    assert said == ["Latent 4999", "There is no latent %: they are 0 to 4999."]
 
 
 @pytest.mark.slow
