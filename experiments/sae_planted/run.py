@@ -118,7 +118,7 @@ def part_topk(setting: Setting) -> dict:
 def part_l1(setting: Setting) -> dict:
     """METHODS 8: L1, and too small a penalty."""
     out = {}
-    for m, coefficient, seeds in ((G, 0.6, 5), (2 * G, 0.6, 3), (G, 0.05, 1)):
+    for m, coefficient, seeds in ((G, 0.6, 5), (2 * G, 0.6, 5), (G, 0.05, 5)):
         relu = saes.ReLU(l1_coefficient=coefficient)
         out[f"m{m}_{coefficient}"] = seeds_of(setting, relu, n_latents=m, steps=2000, rate=5e-3, seeds=seeds)
     return out
@@ -128,13 +128,22 @@ def part_conditions(setting: Setting) -> dict:
     """Other planted data: reported, not gated."""
     topk = saes.TopK(k=6, auxiliary=None)
     return {
-        kind: seeds_of(setting, topk, n_latents=G, steps=3000, rate=4e-3, kind=kind, seeds=2)
+        kind: seeds_of(setting, topk, n_latents=G, steps=3000, rate=4e-3, kind=kind)
         for kind in ("zipf", "hierarchy", "correlated")
     }
 
 
+def part_k(setting: Setting) -> dict:
+    """k half and twice as many as are active on average: reported, not gated."""
+    k = round(ACTIVE)
+    return {
+        f"k{n}": seeds_of(setting, saes.TopK(k=n, auxiliary=None), n_latents=G, steps=3000, rate=4e-3)
+        for n in (k // 2, k, 2 * k)
+    }
+
+
 def part_pareto(setting: Setting) -> dict:
-    """TopK and L1 with the same learning rates tried for each; the best of each sparsity is kept. k is mis-set here as well."""
+    """TopK and L1 with the same learning rates tried for each; the best of each sparsity is kept."""
     truth = truths("uniform", range(1))
     steps = setting.steps(1500)
     rates = (4e-3, 8e-3)
@@ -165,7 +174,7 @@ def part_dead(setting: Setting) -> dict:
     out = {}
     for name, auxiliary in (("without", None), ("with", saes.AuxK())):
         topk = saes.TopK(k=6, auxiliary=auxiliary)
-        out[name] = seeds_of(setting, topk, n_latents=8 * G, steps=1000, rate=2e-3, seeds=1)
+        out[name] = seeds_of(setting, topk, n_latents=8 * G, steps=1000, rate=2e-3)
     return out
 
 
@@ -189,7 +198,8 @@ def draw(pareto: dict, file: Path) -> None:
 PARTS = {
     name.removeprefix("part_"): part
     for name, part in (
-        ("part_topk", part_topk), ("part_l1", part_l1), ("part_conditions", part_conditions), ("part_pareto", part_pareto),
+        ("part_topk", part_topk), ("part_l1", part_l1), ("part_conditions", part_conditions), ("part_k", part_k),
+        ("part_pareto", part_pareto),
         ("part_dead", part_dead),
     )
 }  # fmt: skip
