@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,17 +17,16 @@ from jax.sharding import PartitionSpec as P
 from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
 from jaxinterp._typing import Array, ArrayLike, PRNGKeyArray
-from jaxinterp.activations._description import as_text, differences
+from jaxinterp.activations._description import as_text, check_state
 from jaxinterp.activations._mesh import check_mesh, mesh_of
 from jaxinterp.activations._pool import AXIS
-from jaxinterp.store import StoreMismatchError
 
 
 class DrawnStream:
     """A stream of which each batch is a function of the key and the number of rows before it; see `from_arrays`, `from_function`.
 
     It has what `ActivationStream` has: `widths`, `batch_size`, `dtype`, `next`, `documents()` (here the numbers of the rows),
-    `remainder()`, `state()`, `restore(...)`, `description`, `served`.
+    `remainder()`, `state()`, `state_shapes()`, `restore(...)`, `description`, `served`.
     """
 
     def __init__(
@@ -72,10 +70,17 @@ class DrawnStream:
         """Where it stands."""
         return {"key": self._key, "served": self.served, "description": as_text(self.description)}
 
+    def state_shapes(self) -> dict[str, Any]:
+        """What to give `load_tree` or `Checkpoints.restore` as `like`; here `state()`, which is small."""
+        return self.state()
+
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from there: the same batches, bit for bit."""
-        if other := differences(json.loads(state["description"]), self.description):
-            raise StoreMismatchError(f"the state is of another stream: {other}. Make the stream as it was made then.")
+        """Goes on from there, with the key of the state: the same batches, bit for bit.
+
+        The stream may have other epochs than the state's, but no fewer than were begun.
+        """
+        passes = -(-int(state["served"]) // self.description["rows"]) if "epochs" in self.description else 0
+        check_state(state, self.description, passes)
         self._key, self.served, self._last = state["key"], int(state["served"]), None
 
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxinterp.store import StoreMismatchError
+
 
 def as_text(description: Mapping[str, Any]) -> str:
     """A description as it is kept in a state."""
@@ -21,6 +23,26 @@ def differences(kept: Any, own: Any) -> str:
     """
     lines = list(_compare("", *(json.loads(json.dumps(x)) for x in (kept, own))))
     return "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
+
+
+def check_state(state: Mapping[str, Any], own: Mapping[str, Any], passes: int) -> bool:
+    """Raises unless a state is of the stream at hand; whether that has as many epochs as the state's.
+
+    It may have others, its own or those of its tokens, if no fewer than the `passes` that the state has begun.
+    """
+    kept = json.loads(state["description"])
+    there, here = kept.get("tokens", kept), own.get("tokens", own)
+    before, now = there.get("epochs"), here.get("epochs")
+    if "epochs" in there and "epochs" in here and (now is None or now >= passes):
+        there["epochs"] = now
+    if other := differences(kept, own):
+        epochs = (
+            f"; only epochs may be others, None or from the {passes} on that were begun" if "epochs" in here else ""
+        )
+        raise StoreMismatchError(
+            f"the state is of another stream: {other}. Make the stream as it was made then{epochs}."
+        )
+    return before == now
 
 
 def _compare(name: str, kept: Any, own: Any) -> Iterator[str]:

@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, SiteIndexError, SiteTypeError, TokenError
 from jaxinterp._typing import Array, Params
+from jaxinterp.activations._fingerprint import fingerprint
 from jaxinterp.activations._packing import TokenBatch
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.activations._source import Chunk
@@ -73,6 +74,7 @@ class Harvest:
         self.description = {
             "kind": "activations",
             "model": json.loads(json.dumps(dataclasses.asdict(model.config))),
+            "params": fingerprint(self.params, mesh),
             "sites": [target.key for target in self.targets],
             "tokens": tokens.description,
             "exclude": {name: np.asarray(ids).tolist() for name, ids in skip.items()},

@@ -55,14 +55,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"its format is {manifest['format']!r}, and {FORMAT!r} is read")
-        missing = {"widths", "dtype", "shards", "stream", "complete"} - set(manifest)
-        if missing:
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-    except (ValueError, KeyError, TypeError) as error:
+        _check(manifest)
+    except (ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"{file} cannot be read ({error}). Copy the folder again, or write it again.") from error
     return manifest
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raises ValueError unless a manifest has what is read of it."""
+    parts = [("it", manifest, {"format", "widths", "dtype", "rows", "shards", "stream", "provenance", "complete"})]
+    parts += [(f"shard {i}", shard, {"rows", "crc32"}) for i, shard in enumerate(manifest.get("shards", []))]
+    parts += [
+        (f"crc32 of shard {i}", shard.get("crc32", {}), {*manifest.get("widths", {}), DOCUMENTS})
+        for i, shard in enumerate(manifest.get("shards", []))
+    ]
+    lacks = [
+        f"{name} has no {', '.join(sorted(wanted - set(part)))}" for name, part, wanted in parts if wanted - set(part)
+    ]
+    if lacks:
+        raise ValueError("; ".join(lacks[:5]))
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {manifest['format']!r}, and {FORMAT!r} is read")
+    held = sum(shard["rows"] for shard in manifest["shards"])
+    if manifest["rows"] != held:
+        raise ValueError(f"its rows are {manifest['rows']}, and its shards have {held}")
+    if manifest["complete"] and not held:
+        raise ValueError("it names no shard with rows")
 
 
 def open_shards(folder: Path, manifest: Mapping[str, Any]) -> list[dict[str, np.ndarray]]:

@@ -50,7 +50,7 @@ class RowSource(Protocol):
         ...
 
     def state(self) -> Any:
-        """Where the reader of this process stands, for JSON."""
+        """Where the reader of this process stands, for JSON: a dictionary, with "passes": how many it has begun."""
         ...
 
     def restore(self, state: Any) -> None:

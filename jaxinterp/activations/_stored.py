@@ -16,6 +16,7 @@ from jaxinterp._errors import InputError, WeightsError, closest
 from jaxinterp._typing import Array, PRNGKeyArray
 from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
+from jaxinterp.activations._reader import Reader
 from jaxinterp.activations._shards import DOCUMENTS, open_shards, read_manifest
 from jaxinterp.activations._source import Chunk
 from jaxinterp.activations._stream import ActivationStream
@@ -43,7 +44,7 @@ def stored_activations(
     Args:
         folder: what `write_activations` gave.
         batch_size: rows of a batch, over all devices.
-        key: a typed key.
+        key: a typed key: of the order in which blocks are read, which a state goes on with under the same key alone, and of rows.
         sites: which to read, by key ("resid_post.3"); None: all.
         buffer_size: rows of the pool; None: 32 batches, or four blocks on each device, whichever is more.
         epochs: passes; None: no end.
@@ -86,10 +87,12 @@ def stored_activations(
     mesh = mesh_of() if mesh is None else mesh
     check_mesh(mesh)
     shards = open_shards(folder, manifest)
-    source = StoredRows(shards, names, jnp.dtype(manifest["dtype"]), epochs, jax.random.fold_in(key, 0), mesh)
+    seed = int(jax.random.bits(jax.random.fold_in(key, 0), dtype=jnp.uint32))
+    source = StoredRows(shards, names, jnp.dtype(manifest["dtype"]), epochs, seed, mesh)
     source.description = {
         "kind": "stored", "stream": manifest["stream"], "provenance": manifest["provenance"], "rows": manifest["rows"],
-        "sites": names, "epochs": epochs, "shards": [shard["crc32"][DOCUMENTS] for shard in manifest["shards"]],
+        "sites": names, "epochs": epochs, "order_from_key": seed,
+        "shards": [shard["crc32"][DOCUMENTS] for shard in manifest["shards"]],
     }  # fmt: skip
     return ActivationStream.over(
         source, batch_size=batch_size, buffer_size=buffer_size, mesh=mesh, key=jax.random.fold_in(key, 1), dtype=dtype
@@ -100,11 +103,9 @@ class StoredRows:
     """Blocks of stored rows, in random order; a `RowSource`."""
 
     def __init__(
-        self, shards: Sequence[dict[str, np.ndarray]], names: Sequence[str], dtype: Any, epochs: int | None, key: PRNGKeyArray,
+        self, shards: Sequence[dict[str, np.ndarray]], names: Sequence[str], dtype: Any, epochs: int | None, seed: int,
         mesh: Mesh,
     ):  # fmt: skip
-        import grain
-
         self.widths = {name: shards[0][name].shape[1] for name in names}
         self.dtype, self.mesh, self.description = dtype, mesh, {}
         self._parts = len(local_parts(mesh))
@@ -113,12 +114,8 @@ class StoredRows:
         blocks = _Blocks(
             shards, names, dtype, [(i, at) for i, n in enumerate(counts) for at in range(0, n, self.rows)], self.rows
         )
-        first, step = shard_of(mesh)
-        seed = int(jax.random.bits(key, dtype=jnp.uint32))
-        data = grain.MapDataset.source(blocks).shuffle(seed).repeat(epochs)[first::step]  # pyright: ignore
-        self._reader = iter(
-            data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * self._parts))
-        )
+        how = dict(threads=2, ahead=2 * self._parts)
+        self._reader = Reader(blocks, seed=seed, epochs=epochs, shard=shard_of(mesh), **how)
 
     def read(self) -> Chunk | None:
         """A block for each device of this process."""
@@ -148,11 +145,11 @@ class StoredRows:
 
     def state(self) -> Any:
         """Where the reader stands, for JSON."""
-        return self._reader.get_state()
+        return self._reader.state()
 
     def restore(self, state: Any) -> None:
         """Goes on from there."""
-        self._reader.set_state(state)
+        self._reader.restore(state)
 
 
 class _Blocks:

@@ -17,13 +17,12 @@ from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
 from jaxinterp._typing import Array, Params, PRNGKeyArray
 from jaxinterp.activations import _pool
-from jaxinterp.activations._description import as_text, differences
+from jaxinterp.activations._description import as_text, check_state
 from jaxinterp.activations._harvest import Harvest
 from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
 from jaxinterp.activations._source import RowSource
 from jaxinterp.models import Model
-from jaxinterp.store import StoreMismatchError
 
 PATIENCE = 64
 """Passes in a row that may give nothing before that is an error."""
@@ -50,8 +49,8 @@ class ActivationStream:
             moment of each shuffle one site's rows are there twice.
         mesh: with an axis `data`, over which tokens and rows are cut. None: that of the parameters, or their one device.
         key: a typed key.
-        exclude: token ids whose rows are left out; "special": all special tokens of the tokenizer, BOS among them. Padding
-            always is.
+        exclude: token ids whose rows are left out; "special": all special tokens of the tokenizer, BOS among them. Where tokens
+            were read without one, give the ids, or () to keep all. Padding is always left out.
         exclude_positions: positions whose rows are left out, counted from the first token of a piece, BOS included.
         dtype: what is kept and served, such as "bfloat16"; None: what the model computes in.
         timed: whether `timings` counts; that waits for the devices at each refill.
@@ -62,11 +61,11 @@ class ActivationStream:
         served: rows served so far.
         timings: seconds at refills, where `timed`: "read" (tokens on the host), "harvest" (forward passes and appending),
             "shuffle".
-        description: the model's config, sites, tokens, exclusions, sizes; for JSON.
+        description: the model's config and a checksum of its parameters, sites, tokens, exclusions, sizes; for JSON.
 
     Raises:
         InputError: sizes that do not fit, a mesh without `data`; while it runs: NaN or infinity in what the model gives (the site
-            and the document are named), nothing left by the exclusions.
+            and the document are named), nothing left by the exclusions, exclude="special" without a tokenizer.
         UnvisitedSiteError, SiteIndexError, SiteTypeError: sites that the model does not have, or that are not by token.
         StreamEmptyError: (from `next`) the tokens have ended. It is a StopIteration.
 
@@ -106,8 +105,13 @@ class ActivationStream:
             )
         if isinstance(exclude, str) and exclude != "special":
             raise InputError(f'exclude={exclude!r}: give token ids, or "special" for all special tokens.')
-        ids = tokens.special_ids if isinstance(exclude, str) else exclude
-        skip = {"tokens": tuple(ids), "positions": tuple(exclude_positions)}
+        ids = tokens.special_ids if isinstance(exclude, str) else tuple(exclude)
+        if ids is None:
+            raise InputError(
+                "The tokens were read without a tokenizer, so nobody knows which ids are special, BOS among them. Give those "
+                "whose rows are to be left out, as in exclude=(0,), or exclude=() to keep all; or give read_tokens the tokenizer."
+            )
+        skip = {"tokens": ids, "positions": tuple(exclude_positions)}
         source = Harvest(model, params, tokens, sites, mesh, skip)
         self._open(source, batch_size, buffer_size, mesh, key, dtype, timed)
 
@@ -155,7 +159,7 @@ class ActivationStream:
         self.batch_size, self._room = batch_size, size // n
         self.description = source.description | {
             "dtype": str(self.dtype), "batch_size": batch_size, "buffer_size": size, "devices": n,
-            "processes": jax.process_count(),
+            "processes": jax.process_count(), "readers": shard_of(mesh)[1],
         }  # fmt: skip
         self.timings = {"read": 0.0, "harvest": 0.0, "shuffle": 0.0}
         self._values, self._documents = _pool.empty(self.widths, self.dtype, size, mesh)
@@ -171,12 +175,11 @@ class ActivationStream:
 
     def __next__(self) -> dict[str, Array]:
         """The next batch, by key of the site, [batch_size, width], cut over `data`."""
+        self._check_sound()
         left = int(self._counts.sum())
         while not self._ended and (2 * left <= self._level or left < self.batch_size):
             self._refill()
             left = int(self._counts.sum())
-        if self._broken:
-            raise InputError(self._broken)
         if left < self.batch_size:
             raise StreamEmptyError(
                 f"the stream has ended: it had {self.served + left} rows, and {self.served} were served in batches of "
@@ -197,6 +200,7 @@ class ActivationStream:
 
     def remainder(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The rows in the pool that were not served yet, on the host, and their documents; all processes call it."""
+        self._check_sound()
         is_there = np.arange(self._room)[None] < self._counts[:, None]
         rows = jax.tree.map(
             lambda x: x.reshape(*is_there.shape, *x.shape[1:])[is_there], meshes.fetch((self._values, self._documents))
@@ -206,25 +210,48 @@ class ActivationStream:
     def state(self) -> dict[str, Any]:
         """Everything that the following batches depend on, for `jaxinterp.store.save_tree`; all processes call it.
 
-        It holds a copy of the pool.
+        It holds a copy of the pool. Of a stream in which NaN or infinity was found it keeps that too: a stream restored from it
+        raises the same error.
         """
+        source = json.dumps(meshes.from_all(json.dumps(self._source.state())))
+        return self._state(jax.tree.map(jnp.copy, (self._values, self._documents)), source)
+
+    def state_shapes(self) -> dict[str, Any]:
+        """The tree of `state()` without a copy of the pool: what to give `load_tree` or `Checkpoints.restore` as `like`.
+
+        In place of the pool's arrays stand `jax.ShapeDtypeStruct`s with their shardings; the rest is of the kinds that `state()`
+        has, and no state to restore.
+        """
+        shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        return self._state(jax.tree.map(shape, (self._values, self._documents)), "")
+
+    def _state(self, pool: tuple[Any, Any], source: str) -> dict[str, Any]:
         return {
-            "values": jax.tree.map(jnp.copy, self._values), "documents": jnp.copy(self._documents), "counts": self._counts.copy(),
-            "key": self._key, "refills": self._refills, "level": self._level, "ended": self._ended, "served": self.served,
-            "description": as_text(self.description), "source": json.dumps(meshes.from_all(json.dumps(self._source.state()))),
+            "values": pool[0], "documents": pool[1], "counts": self._counts.copy(), "key": self._key, "refills": self._refills,
+            "level": self._level, "ended": self._ended, "served": self.served, "fault": self._broken,
+            "description": as_text(self.description), "source": source,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state()` of a stream made in the same way on a mesh of the same size: the same batches, bit for bit."""
-        if other := differences(json.loads(state["description"]), self.description):
-            raise StoreMismatchError(f"the state is of another stream: {other}. Make the stream as it was made then.")
-        cut = NamedSharding(self.mesh, P(AXIS))
-        held = (dict(state["values"]), state["documents"])
-        self._values, self._documents = jax.tree.map(lambda x: jnp.copy(jax.device_put(x, cut)), held)
-        self._counts, self._key = np.asarray(state["counts"], np.int32), state["key"]
-        self._refills, self._level, self._ended = int(state["refills"]), int(state["level"]), bool(state["ended"])
-        self.served, self._last, self._broken, self._faults = int(state["served"]), None, "", self._no_faults()
-        self._source.restore(json.loads(json.loads(state["source"])[jax.process_index()]))
+        """Goes on from `state()` of a stream made in the same way on a mesh of the same size: the same batches, bit for bit.
+
+        The tokens may have other epochs than the state's, but no fewer than were begun: so a stream that has ended goes on with
+        what was left and the next pass. The stream's own pool is freed first, and the state's is copied once.
+        """
+        sources = [json.loads(text) for text in json.loads(state["source"])]
+        same = check_state(state, self.description, max(source.get("passes", 0) for source in sources))
+        self._source.restore(sources[jax.process_index()])
+        self._counts, self._key = np.array(state["counts"], np.int32), state["key"]
+        self._refills, self._level, self.served = int(state["refills"]), int(state["level"]), int(state["served"])
+        self._ended, self._broken = bool(state["ended"]) and same, str(state["fault"])
+        self._last, self._faults = None, self._no_faults()
+        del self._values, self._documents
+        cut, pool = NamedSharding(self.mesh, P(AXIS)), (dict(state["values"]), state["documents"])
+        self._values, self._documents = jax.tree.map(lambda x: jax.device_put(x, cut, may_alias=False), pool)
+
+    def _check_sound(self) -> None:
+        if self._broken:
+            raise InputError(self._broken)
 
     def _no_faults(self) -> Array:
         faults = np.full((self.mesh.shape[AXIS], len(self.widths)), _pool.FINE, np.int32)

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 
 from jaxinterp._errors import InputError, TokenError
+from jaxinterp.activations._description import as_text, check_state
 from jaxinterp.activations._documents import Documents, open_documents
 from jaxinterp.activations._packing import Piece, TokenBatch, as_batch, cut, fill
+from jaxinterp.activations._reader import Reader
 
 THREADS, AHEAD = 2, 64
 """Grain's threads that tokenize, and how many documents they may be ahead."""
@@ -39,17 +41,20 @@ class Tokens:
         n_ctx: tokens in a row.
         packed: whether a row may hold several pieces.
         shard: which part of the documents this process reads, of how many.
-        special_ids: BOS, EOS, padding and suffix tokens of the tokenizer.
+        special_ids: all special tokens of the tokenizer; None where there was none, so that nobody knows.
         description: the source and how it is read, for JSON.
     """
 
-    def __init__(self, pieces: _Pieces, how: Mapping[str, Any], special_ids: tuple[int, ...], about: dict[str, Any]):
+    def __init__(
+        self, pieces: _Pieces, how: Mapping[str, Any], special_ids: tuple[int, ...] | None, about: dict[str, Any]
+    ):
         self._pieces = pieces
         self.batch_size: int = how["batch_size"]
         self.n_ctx, self.packed, self.shard = pieces.n_ctx, bool(how["pack"]), tuple(how["shard"])
         self.special_ids, self.description = special_ids, about
         self._waiting: list[Piece] = []
-        self._reader = _reader(pieces, how)
+        order = {name: how[name] for name in ("seed", "epochs", "shard")}
+        self._reader = Reader(pieces, **order, threads=THREADS, ahead=AHEAD)
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return self
@@ -63,13 +68,21 @@ class Tokens:
 
     def state(self) -> dict[str, Any]:
         """Where the reader stands, for JSON: documents that were read, and pieces of them that wait for a row."""
-        return {"reader": self._reader.get_state(), "waiting": [[p.document, p.number] for p in self._waiting]}
+        waiting = [[piece.document, piece.number] for piece in self._waiting]
+        return {**self._reader.state(), "waiting": waiting, "description": as_text(self._described())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state()` of a reader made in the same way: the following batches are the same."""
-        self._reader.set_state(state["reader"])
+        """Goes on from `state()` of a reader made in the same way: the following batches are the same.
+
+        It may have other epochs, but no fewer than were begun.
+        """
+        check_state(state, self._described(), state["passes"])
+        self._reader.restore(state)
         again = {document: self._pieces[document] for document, _ in state["waiting"]}
         self._waiting = [again[document][number] for document, number in state["waiting"]]
+
+    def _described(self) -> dict[str, Any]:
+        return {**self.description, "shard": self.shard}
 
 
 def read_tokens(
@@ -106,7 +119,8 @@ def read_tokens(
         prepend_bos: whether each piece begins with BOS; None: the tokenizer's own policy.
         separator: between the documents of a text file; white space around documents is no part of them, nor is an empty one.
         field: of a JSONL file's objects.
-        pad_id: of token ids: padding at both ends of a row, which is not read.
+        pad_id: of token ids: padding at both ends of a row, which is not read; -1: there is none. None: the tokenizer's padding
+            token, if that is not its BOS or EOS too.
         shard: (i, n): reads every n-th document from the i-th on; None: the number of this process, and how many there are.
 
     Returns:
@@ -133,6 +147,7 @@ def read_tokens(
         raise InputError(f"batch_size={batch_size}: give a multiple of the {shard[1]} shards that read, 1 or more.")
     if epochs is not None and epochs < 1:
         raise InputError(f"epochs={epochs}: give 1 or more, or None for no end.")
+    pad_id = _padding(tokenizer) if pad_id is None else pad_id
     documents = open_documents(source, tokenizer, separator=separator, field=field, pad_id=pad_id)
     is_text = documents.description["kind"] != "array"
     front, back = _around(tokenizer, prepend_bos if is_text or prepend_bos is not None else False)
@@ -143,22 +158,22 @@ def read_tokens(
         "source": documents.description, "tokenizer": _describe(tokenizer), "n_ctx": n_ctx, "batch_size": batch_size,
         "pack": pack, "seed": seed, "epochs": epochs, "front": front, "back": back,
     }  # fmt: skip
-    names = ("bos_id", "eos_id", "pad_id", "mask_id")
-    special = {getattr(tokenizer, name, None) for name in names} | {*front, *back, pad_id}
-    return Tokens(
-        _Pieces(documents, n_ctx, front, back), how, tuple(sorted(i for i in special if i is not None)), about
-    )
+    return Tokens(_Pieces(documents, n_ctx, front, back), how, _special(tokenizer, pad_id), about)
 
 
-def _reader(pieces: _Pieces, how: Mapping[str, Any]) -> Any:
-    """Grain's iterator over the documents of this shard."""
-    import grain
+def _special(tokenizer: Any, pad_id: int | None) -> tuple[int, ...] | None:
+    """The special tokens of a tokenizer, of which a class of the caller's own may say as much as it knows."""
+    if tokenizer is None:
+        return None
+    ids = {getattr(tokenizer, name, None) for name in ("bos_id", "eos_id", "pad_id", "mask_id")} | {pad_id}
+    ids |= {*getattr(tokenizer, "special_ids", ()), *getattr(tokenizer, "suffix_ids", ())}
+    return tuple(sorted(i for i in ids if i is not None and i >= 0))
 
-    data = grain.MapDataset.source(pieces)  # pyright: ignore[reportArgumentType]
-    data = data if how["seed"] is None else data.shuffle(how["seed"])
-    data = data.repeat(how["epochs"])[how["shard"][0] :: how["shard"][1]]
-    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
-    return iter(data.to_iter_dataset(options))
+
+def _padding(tokenizer: Any) -> int | None:
+    """The token that is padding and nothing else."""
+    pad_id = getattr(tokenizer, "pad_id", None)
+    return None if pad_id in (getattr(tokenizer, "bos_id", None), getattr(tokenizer, "eos_id", None)) else pad_id
 
 
 def _around(tokenizer: Any, prepend_bos: bool | None) -> tuple[list[int], list[int]]:

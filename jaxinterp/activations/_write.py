@@ -29,14 +29,18 @@ def write_activations(
     """Writes the rows of a stream as they are served, with what is left at its end, as shards that `stored_activations` reads.
 
     A shard is one .npy file for each site and one of document numbers; bfloat16 is kept as uint16. `manifest.json` has widths,
-    dtype, the rows and checksums of each shard, the stream's description, and `provenance`. The state of the stream is kept with
-    each shard, so that a writer that was killed goes on when it is called again with the same stream, made anew: what it gives in
-    the end is the same to the bit. With several processes all call this, on a folder that all can reach; process 0 writes.
+    dtype, the rows and checksums of each shard, the stream's description and key, and `provenance`. The state of the stream is
+    kept with each shard, so that a writer that was killed goes on when it is called again with the same stream, made anew: what
+    it gives in the end is the same to the bit. With several processes all call this, on a folder that all can reach; process 0
+    writes.
+
+    A stream that ends before `rows` is an error, and the folder is not complete then. What was written stays: the same call with
+    rows=None, or as many as there are, goes on from the last shard.
 
     Args:
         stream: any stream of this package, new; one without an end needs `rows`.
         folder: new, empty, or of the same writing cut short. One that is complete already is left as it is.
-        rows: how many to write; None: all.
+        rows: how many to write; None: all that there are. The manifest has the number that was written.
         rows_per_shard: at least; a shard is a whole number of batches.
         provenance: whatever else is to be kept with it, for JSON.
 
@@ -44,6 +48,7 @@ def write_activations(
         The folder.
 
     Raises:
+        InputError: the stream ended before `rows`, or gave none.
         StoreMismatchError: the folder holds other activations.
         SaveError: the folder cannot be written, or holds something else. What was finished before stays usable.
 
@@ -60,7 +65,8 @@ def write_activations(
     folder = Path(folder).expanduser().absolute()
     asked = {
         "stream": stream.description,
-        "rows": rows,
+        "key": np.asarray(jax.random.key_data(stream.state_shapes()["key"])).tolist(),
+        "rows_asked": rows,
         "rows_per_shard": rows_per_shard,
         "provenance": dict(provenance or {}),
     }
@@ -70,10 +76,11 @@ def write_activations(
         raise InputError(f"provenance is kept as JSON: {error}.") from error
     manifest = _of_writer(lambda: _begin(folder, stream, asked))
     if "state" in manifest:
-        stream.restore(load_tree(folder / manifest["state"], like=stream.state()))
+        stream.restore(load_tree(folder / manifest["state"], like=stream.state_shapes()))
     while not manifest["complete"]:
-        held = sum(shard["rows"] for shard in manifest["shards"])
-        batches, ended = _next_shard(stream, held, rows, rows_per_shard)
+        batches, ended = _next_shard(stream, manifest["rows"], rows, rows_per_shard)
+        if ended:
+            _check_enough(folder, manifest["rows"] + sum(len(documents) for _, documents in batches), rows)
         state = None if ended else f"state-{len(manifest['shards']) + 1:06}"
         if state is not None:
             save_tree(stream.state(), folder / state, overwrite=True)
@@ -87,11 +94,14 @@ def _begin(folder: Path, stream: Any, asked: dict[str, Any]) -> dict[str, Any]:
         if folder.is_file() or (folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())):
             raise SaveError(f"{folder} holds something else than activations: nothing was written. Choose another one.")
         manifest = {
-            "format": FORMAT, "complete": False, "widths": dict(stream.widths), "dtype": str(stream.dtype), **asked, "shards": [],
+            "format": FORMAT, "complete": False, "widths": dict(stream.widths), "dtype": str(stream.dtype), **asked, "rows": 0,
+            "shards": [],
         }  # fmt: skip
         write_manifest(folder, manifest)
         return manifest
-    manifest = read_manifest(folder)
+    manifest, rows = read_manifest(folder), asked["rows_asked"]
+    if rows == manifest["rows"] or (not manifest["complete"] and (rows is None or rows > manifest["rows"])):
+        manifest["rows_asked"] = rows  # nothing that is there would be another
     if other := differences({name: manifest.get(name) for name in asked}, asked):
         raise StoreMismatchError(
             f"{folder} holds other activations: {other}. Nothing was changed. Choose another folder."
@@ -114,15 +124,26 @@ def _next_shard(stream: Any, held: int, rows: int | None, rows_per_shard: int) -
     return batches, rows is not None and held + count >= rows
 
 
+def _check_enough(folder: Path, count: int, rows: int | None) -> None:
+    if count < (rows or 1):
+        raise InputError(
+            f"The stream ended after {count} rows, and {rows or 'some'} were to be written: {folder} is not complete. "
+            + (f"Make it anew and call this again with rows=None or rows={count}; or write" if count else "Write")
+            + " a stream of more text or epochs to another folder."
+        )
+
+
 def _finish_shard(folder: Path, manifest: dict[str, Any], batches: list[Any], state: str | None) -> dict[str, Any]:
     """Writes a shard, then the manifest that has it; states that no manifest names are taken away last."""
-    sites, documents = jax.tree.map(lambda *x: np.concatenate(x), *batches)
+    rows = sum(len(documents) for _, documents in batches)
     shards = list(manifest["shards"])
-    if len(documents):
+    if rows:
+        sites, documents = jax.tree.map(lambda *x: np.concatenate(x), *batches)
         arrays = {**sites, DOCUMENTS: documents.astype(np.int32)}
         crc32 = {site: write_array(folder, len(shards), site, array) for site, array in arrays.items()}
-        shards.append({"rows": len(documents), "crc32": crc32})
-    manifest = {**manifest, "shards": shards, "complete": state is None, "state": state}
+        shards.append({"rows": rows, "crc32": crc32})
+    rows += manifest["rows"]
+    manifest = {**manifest, "rows": rows, "shards": shards, "complete": state is None, "state": state}
     if state is None:
         del manifest["state"]
     write_manifest(folder, manifest)

@@ -33,6 +33,7 @@ from jaxinterp.cli._sae_options import (
     load_dictionary,
     open_stream,
     read_text,
+    special_ids,
 )
 from jaxinterp.saes import SAE, Evaluation, LossRecovered
 from jaxinterp.weights import LanguageModel
@@ -114,7 +115,7 @@ def _judge(options: Eval, lm: LanguageModel, sae: SAE) -> Judged:
         return Judged(rows=rows, loss=None)
     tokens = read_text(lm, options.model, options.text, seed=options.seed, epochs=1)
     batches = itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx)))
-    return Judged(rows=rows, loss=saes.loss_recovered(sae, lm.model, lm.params, batches, exclude=tokens.special_ids))
+    return Judged(rows=rows, loss=saes.loss_recovered(sae, lm.model, lm.params, batches, exclude=special_ids(tokens)))
 
 
 def _controls(options: Eval, lm: LanguageModel, sae: SAE) -> dict[str, Judged]:

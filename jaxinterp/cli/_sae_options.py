@@ -33,7 +33,8 @@ class TextOptions:
     """What the model reads."""
 
     text: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """Text with a separator between documents; .jsonl with a text in each line; or .npy, token ids [documents, positions]."""
+    """Text with a separator between documents; .jsonl with a text in each line; or .npy, token ids [documents, positions].
+    Special tokens are left out; where the model has no tokenizer to name them, none is."""
 
     separator: str = "<|endoftext|>"
     """What stands between the documents of a text."""
@@ -115,6 +116,11 @@ def read_text(
     )  # fmt: skip
 
 
+def special_ids(tokens: activations.Tokens) -> tuple[int, ...]:
+    """The ids that are left out: none where there is no tokenizer to name them."""
+    return tokens.special_ids or ()
+
+
 def open_stream(
     lm: LanguageModel,
     tokens: activations.Tokens,
@@ -127,7 +133,7 @@ def open_stream(
     """Rows of sites, in random order."""
     return activations.ActivationStream(
         lm.model, lm.params, tokens, list(dict.fromkeys(sites)), batch_size=batch_size, buffer_size=buffer_size,
-        key=jax.random.key(seed),
+        key=jax.random.key(seed), exclude=special_ids(tokens),
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from jaxinterp.cli._sae_options import (
     load_dictionary,
     open_stream,
     read_text,
+    special_ids,
 )
 
 
@@ -76,7 +77,7 @@ def run(options: Page, output: Output, command: str) -> dict[str, Any]:
     check_dictionary(sae, stream, options.model.model, output)
     output.line(headline(lm, options.model), style="dim")
     output.line(dictionary_line(sae))
-    special = tokens.special_ids
+    special = special_ids(tokens)
     batches = list(itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))))
     with output.busy("describing latents"):
         found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, exclude=special)

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxinterp._errors import InputError, MissingFileError, SaveError, WeightsError
 from jaxinterp._typing import PyTree
-from jaxinterp.store._trees import ARRAYS, FORMAT, rebuilt, taken_apart
+from jaxinterp.store._trees import ARRAYS, FORMAT, reason_of, rebuilt, taken_apart
 
 LEAVES = "tree"
 
@@ -44,7 +44,9 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         except OSError as error:
-            raise SaveError(f"Checkpoints cannot be kept in {self.folder}: {error}. Choose another folder.") from error
+            raise SaveError(
+                f"Checkpoints cannot be kept in {self.folder}: {reason_of(error)}. Choose another folder."
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -132,7 +134,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         return SaveError(
-            f"A checkpoint could not be written to {self.folder}: {error}. Nothing half-written stays under a step's name; "
-            f"there are whole checkpoints of steps {self.steps}. Free some space, or choose another folder, and run the same "
-            f"call again."
+            f"A checkpoint could not be written to {self.folder}: {reason_of(error)}. Nothing half-written stays under a step's "
+            f"name; there are whole checkpoints of steps {self.steps}. Free some space, or choose another folder, and run the "
+            "same call again."
         )

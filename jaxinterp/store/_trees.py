@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,8 +67,14 @@ def save_tree(tree: PyTree, folder: str | Path, *, overwrite: bool = False) -> P
         if arrays:
             import orbax.checkpoint as ocp
 
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
-                writer.save(temporary / ARRAYS, args=ocp.args.PyTreeSave(arrays))
+            try:
+                with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as writer:
+                    writer.save(temporary / ARRAYS, args=ocp.args.PyTreeSave(arrays))
+            except (OSError, ValueError) as error:
+                raise SaveError(
+                    f"Could not write {folder}: {reason_of(error)}. Nothing was left under that name that was not there before. "
+                    "Free some space or choose a place that you may write to, and save again."
+                ) from error
         if jax.process_index() == 0:
             content = {"format": FORMAT, "leaves": records}
             (temporary / LEAVES).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -99,6 +107,15 @@ def load_tree(folder: str | Path, like: PyTree) -> PyTree:
     """
     folder = Path(folder).expanduser().absolute()
     return rebuilt(folder, _read_records(folder), like)
+
+
+def reason_of(error: Exception) -> str:
+    """Why something could not be written, in the system's words where it has some: TensorStore puts them into a long line."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    lines = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+    return f"{lines[0]:.300}" if lines else type(error).__name__
 
 
 def rebuilt(folder: Path, records: list[dict[str, Any]], like: PyTree) -> PyTree:

@@ -145,6 +145,13 @@ class Tokenizer:
         return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @functools.cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """All special tokens: those that the files mark as special, such as `<|im_start|>`, and those that have a name here."""
+        marked = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        named = {self.bos_id, self.eos_id, self.pad_id, self.mask_id, *self.suffix_ids}
+        return tuple(sorted(i for i in marked | named if i is not None))
+
+    @functools.cached_property
     def _kinds(self) -> frozenset[str]:
         return decoder_kinds(json.loads(self.backend.to_str()))
 

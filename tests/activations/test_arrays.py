@@ -64,8 +64,24 @@ def test_a_restored_stream_goes_on_to_the_bit(kind, tmp_path, count_compiles):
     other = make(seed=7)
     other.restore(load_tree(tmp_path / "state", like=other.state()))
     np.testing.assert_array_equal([next(other)["x"] for _ in range(4)], wanted)
+    again = make(seed=8)  # the key of the state counts, not the stream's own
+    again.restore(load_tree(tmp_path / "state", like=again.state_shapes()))
+    np.testing.assert_array_equal([next(again)["x"] for _ in range(4)], wanted)
     with pytest.raises(StoreMismatchError, match="another stream"):
         from_arrays({"x": X[:7]}, batch_size=5, key=jax.random.key(0)).restore(stream.state())
+
+
+def test_a_stream_that_ended_goes_on_with_more_epochs():
+    make = lambda epochs: from_arrays({"x": X}, batch_size=8, key=jax.random.key(0), epochs=epochs)
+    stream = make(2)
+    first = [i for _ in stream for i in stream.documents().tolist()]
+    other = make(3)
+    other.restore(stream.state())
+    more = [i for _ in other for i in other.documents().tolist()] + other.remainder()[1].tolist()
+    assert np.bincount(first + more).tolist() == [3] * 21
+    make(None).restore(stream.state())
+    with pytest.raises(StoreMismatchError, match="epochs was 2, is 1.*from the 2 on"):
+        make(1).restore(stream.state())
 
 
 def _sample(key, n):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.activations.conftest import check_rows
+from tests.activations.conftest import check_rows, make
 from tests.processes import result_of, run_two
 
 WORKER = """
@@ -43,8 +43,11 @@ for _ in range(9):
 save_tree(stream.state(), folder / "state")
 want = [ji.mesh.fetch(stream.documents()).tolist() for _ in stream]
 other = start(seed=5)
-other.restore(load_tree(folder / "state", like=other.state()))
+other.restore(load_tree(folder / "state", like=other.state_shapes()))
 same = want == [ji.mesh.fetch(other.documents()).tolist() for _ in other]
+dry = make(model, params, mesh=mesh, sites=["embed"], tokens=dict(seed=3, epochs=2))
+dry.restore((lambda s: (serve(s), s.state())[1])(make(model, params, mesh=mesh, sites=["embed"], tokens=dict(seed=3))))
+more = len(serve(dry)[1])
 write_activations(start(), folder / "kept", rows_per_shard=200)
 back, back_documents = serve(stored_activations(folder / "kept", batch_size=16, key=jax.random.key(1), mesh=mesh))
 arrays = from_arrays({"x": np.eye(21, dtype=np.float32)}, batch_size=16, key=jax.random.key(0), epochs=8, mesh=mesh)
@@ -59,16 +62,17 @@ except ValueError as error:
     refused = str(error)
 whole = make(model, ji.weights.shard(params, halves), mesh=None, sites=["embed"], tokens=dict(shard=(0, 1)))
 count = len(serve(whole)[1])
+prints = [start().description["params"], whole.description["params"]]
 if process == 0:
     np.savez(folder / "rows.npz", documents=documents, **rows)
     np.savez(folder / "back.npz", documents=back_documents, **back)
 print("RESULT" + json.dumps({"same": same, "numbers": sorted(numbers), "drawn": drawn["x"].tolist(), "refused": refused,
-                             "count": count, "rows": float(rows["embed"].sum())}))
+                             "count": count, "more": more, "prints": prints, "rows": float(rows["embed"].sum())}))
 """
 
 
 @pytest.mark.slow
-def test_two_processes_serve_the_same_rows(brute, tmp_path):
+def test_two_processes_serve_the_same_rows(model, params, brute, tmp_path):
     results = [result_of(output) for output in run_two(WORKER, str(tmp_path))]
     rows, documents = brute
     rows = {name: rows[name] for name in ("resid_post.1", "embed")}
@@ -81,4 +85,5 @@ def test_two_processes_serve_the_same_rows(brute, tmp_path):
         want = jax.random.normal(jax.random.fold_in(jax.random.key(0), 0), (16, 3))
         np.testing.assert_allclose(result["drawn"], want, rtol=1e-5)
         assert "shard=(0, 1)" in result["refused"]
-        assert result["count"] == len(documents)
+        assert result["count"] == len(documents) and result["more"] == len(documents) + len(documents) % 16
+        assert result["prints"] == [make(model, params).description["params"]] * 2

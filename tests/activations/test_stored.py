@@ -47,6 +47,25 @@ def test_a_restored_reader_goes_on_to_the_bit(folder, tmp_path):
     other = open_it()
     other.restore(load_tree(tmp_path / "state", like=other.state()))
     jax.tree.map(np.testing.assert_array_equal, served(other, 40), want)
+    with pytest.raises(StoreMismatchError, match="order_from_key was"):
+        stored_activations(
+            folder, sites=["embed"], epochs=None, buffer_size=400, **READ | dict(key=jax.random.key(5))
+        ).restore(stream.state())
+
+
+def test_a_reader_that_ended_goes_on_with_more_epochs(folder, brute):
+    open_it = lambda epochs: stored_activations(folder, sites=["embed"], epochs=epochs, **READ)
+    stream = open_it(1)
+    _, documents = joined(*served(stream))
+    other = open_it(2)
+    other.restore(stream.state())
+    _, more = joined(*served(other))
+    left = len(documents) - stream.served
+    assert sorted([*documents[: stream.served], *more]) == sorted([*brute[1], *brute[1]]) and len(more) == left + len(
+        brute[1]
+    )
+    with pytest.raises(StoreMismatchError, match="epochs was 2, is 1"):
+        open_it(1).restore(other.state())
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
@@ -121,6 +140,57 @@ def test_shards_that_are_not_as_they_were_written(folder, tmp_path):
         stored_activations(copy, **READ)
     with pytest.raises(MissingFileError, match="write_activations"):
         stored_activations(tmp_path, **READ)
+
+
+def test_a_stream_that_ends_before_the_rows_that_were_asked_for(tmp_path):
+    start = lambda n=50: from_arrays({"x": X[:n]}, batch_size=4, key=jax.random.key(0), epochs=1)
+    manifest = lambda name="a": json.loads((tmp_path / name / "manifest.json").read_text())
+    with pytest.raises(InputError, match="ended after 50 rows, and 1000 were.*rows=None or rows=50"):
+        write_activations(start(), tmp_path / "a", rows=1000, rows_per_shard=20)
+    assert not manifest()["complete"] and manifest()["rows"] == 40
+    with pytest.raises(WeightsError, match="not written to its end"):
+        stored_activations(tmp_path / "a", **READ)
+    with pytest.raises(StoreMismatchError, match="rows_asked was 1000, is 30"):
+        write_activations(start(), tmp_path / "a", rows=30, rows_per_shard=20)
+    write_activations(start(), tmp_path / "a", rows_per_shard=20)
+    assert manifest()["complete"] and manifest()["rows"] == 50
+    whole = write_activations(start(), tmp_path / "whole", rows_per_shard=20)
+    for file in whole.iterdir():
+        assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes()
+    stream = stored_activations(write_activations(start(), tmp_path / "a", rows=50, rows_per_shard=20), **READ)
+    assert stream.description["rows"] == 50
+    with pytest.raises(StoreMismatchError, match="rows_asked was null, is 60"):
+        write_activations(start(), tmp_path / "a", rows=60, rows_per_shard=20)
+    other = from_arrays({"x": X}, batch_size=4, key=jax.random.key(1), epochs=1)
+    with pytest.raises(StoreMismatchError, match=r"key was \[0, 0\], is \[0, 1\]"):
+        write_activations(other, tmp_path / "a", rows_per_shard=20)
+    with pytest.raises(InputError, match="rows=40"):  # the end is that of a shard
+        write_activations(start(40), tmp_path / "b", rows=41, rows_per_shard=20)
+    write_activations(start(40), tmp_path / "b", rows=40, rows_per_shard=20)
+    assert manifest("b")["complete"] and manifest("b")["rows"] == 40 and len(manifest("b")["shards"]) == 2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.pop("provenance"), "it has no provenance"),
+        (lambda m: (m.pop("rows"), m.pop("shards")), "it has no rows, shards"),
+        (lambda m: m.update(shards=[], rows=0), "it names no shard"),
+        (lambda m: m.update(rows=1000), "its rows are 1000, and its shards have"),
+        (lambda m: m["shards"][1].pop("crc32"), "shard 1 has no crc32"),
+        (lambda m: m["shards"][0]["crc32"].pop("documents"), "crc32 of shard 0 has no documents"),
+        (lambda m: m.update(format="b"), "its format is 'b'"),
+        (lambda m: m.pop("format"), "it has no format"),
+        (lambda m: m.update(shards=3), "manifest.json cannot be read"),
+    ],
+)
+def test_a_manifest_that_lacks_something(folder, tmp_path, change, message):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match=message) as error:
+        stored_activations(tmp_path, **READ)
+    assert str(tmp_path / "manifest.json") in str(error.value) and "write it again" in str(error.value)
 
 
 def test_what_is_not_written_or_read(folder, tmp_path):

@@ -1,5 +1,7 @@
 """Streams of activations: every row once, from everywhere, the same after a restore."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 import jaxinterp as ji
 from jaxinterp._errors import InputError, SiteIndexError, StreamEmptyError, TokenError, UnvisitedSiteError
 from jaxinterp.activations import ActivationStream, read_tokens
-from jaxinterp.store import StoreMismatchError, load_tree, save_tree
-from tests.activations.conftest import TEXTS, check_rows, joined, make, served
+from jaxinterp.store import Checkpoints, StoreMismatchError, load_tree, save_tree
+from tests.activations.conftest import LETTERS, N_CTX, TEXTS, Letters, check_rows, joined, make, served
 
 
 @pytest.mark.parametrize("devices, pack", [(1, True), (8, True), (1, False)])
@@ -91,6 +93,94 @@ def test_a_restored_stream_goes_on_to_the_bit(model, params, devices, tmp_path):
         make(model, params, devices=2, tokens=dict(epochs=3, seed=0)).restore(stream.state())
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_stream_that_ended_goes_on_with_more_epochs(model, params, brute, devices):
+    start = lambda epochs: make(model, params, devices=devices, tokens=dict(seed=0, epochs=epochs))
+    stream = start(1)
+    batches, documents = served(stream)
+    same = start(1)
+    same.restore(stream.state())
+    jax.tree.map(np.testing.assert_array_equal, same.remainder(), stream.remainder())
+    with pytest.raises(StreamEmptyError):
+        next(same)
+    other = start(3)
+    other.restore(stream.state())
+    more, numbers = served(other)
+    assert other.served == 3 * len(brute[1]) // 16 * 16
+    rows = joined(more, numbers)
+    left = jax.tree.map(lambda x: x[len(x) - len(documents[-1]) :], joined(batches, documents))
+    check_rows(*rows, *jax.tree.map(lambda x, y: np.concatenate([x, y, y]), left, brute))
+    with pytest.raises(StoreMismatchError, match="tokens.epochs was 3, is 2.*from the 3 on"):
+        start(2).restore(other.state())
+    endless = start(None)
+    endless.restore(other.state())
+    assert len(served(endless, 50)[0]) == 50
+    start(2).restore(endless_state := start(None).state())  # none was begun
+    with pytest.raises(StoreMismatchError, match="tokens.seed was 0, is 1"):
+        make(model, params, devices=devices, tokens=dict(seed=1, epochs=3)).restore(endless_state)
+
+
+def test_a_state_is_of_one_set_of_weights(model, params):
+    stream = make(model, params)
+    other = jax.tree.map(lambda x: x, params)
+    other["embed"]["W_E"] = params["embed"]["W_E"].at[2, :2].multiply(-1)
+    with pytest.raises(StoreMismatchError, match="params was"):
+        make(model, other).restore(stream.state())
+    mesh = ji.mesh.make_mesh(data=2, tensor=2, dict=2)
+    cut = ji.mesh.put(params, mesh, ji.weights.partition_specs(params, ji.mesh.make_mesh(data=2, tensor=2)))
+    assert make(model, cut, mesh=None).description["params"] == stream.description["params"]
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert make(model, half).description["params"] != stream.description["params"]
+
+
+def test_a_restore_holds_two_pools_at_most(model, params, monkeypatch):
+    stream, other = (make(model, params, devices=8, sites=["embed"]) for _ in range(2))
+    next(stream)
+    next(other)
+    state, shape, seen = stream.state(), stream._values["embed"].shape, []
+    pools = lambda: sum(x.shape == shape for x in jax.live_arrays())
+
+    def watched(call, *args, **kwargs):
+        out = call(*args, **kwargs)
+        seen.append(pools())
+        return out
+
+    before = pools()
+    with monkeypatch.context() as patched:
+        patched.setattr(jax, "device_put", functools.partial(watched, jax.device_put))
+        patched.setattr(jnp, "copy", functools.partial(watched, jnp.copy))
+        other.restore(state)
+    assert seen and max(seen) == pools() == before
+    pointers = lambda x: {shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards}
+    assert not pointers(other._values["embed"]) & pointers(state["values"]["embed"])
+    want = served(other)
+    other.restore(state)  # the state is whole
+    jax.tree.map(np.testing.assert_array_equal, served(other), want)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_shapes_of_a_state_cost_no_pool(model, params, devices, tmp_path):
+    stream = make(model, params, devices=devices)
+    next(stream)
+    state = stream.state()
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"stream": state})
+        checkpoints.wait()
+        save_tree(state, tmp_path / "tree")
+        want = served(stream)
+        other = make(model, params, devices=devices, seed=3)
+        before = len(jax.live_arrays())
+        shapes = other.state_shapes()
+        assert len(jax.live_arrays()) == before
+        assert jax.tree.structure(shapes) == jax.tree.structure(state)
+        pool = {name: shapes[name] for name in ("values", "documents")}
+        assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(pool))
+        for got in (checkpoints.restore({"stream": shapes})["stream"], load_tree(tmp_path / "tree", like=shapes)):
+            assert got["values"]["embed"].sharding.is_equivalent_to(state["values"]["embed"].sharding, 2)
+            other.restore(got)
+            jax.tree.map(np.testing.assert_array_equal, served(other), want)
+
+
 def test_bfloat16_is_kept(model, params, brute):
     stream = make(model, params, dtype="bfloat16")
     assert stream.dtype == jnp.bfloat16
@@ -121,7 +211,7 @@ def test_documents_of_a_batch_come_from_everywhere(shared, devices):
     assert 0.9 < np.mean(found) / np.mean(uniform) <= 1.1, (np.mean(found), np.mean(uniform))
 
 
-def test_nan_is_found_before_it_is_served(model, params):
+def test_nan_is_found_before_it_is_served(model, params, tmp_path):
     texts = [text.replace("i", "a") for text in TEXTS]
     texts[25] = texts[25][:3] + "i" + texts[25][3:]
     broken = jax.tree.map(lambda x: x, params)
@@ -133,6 +223,35 @@ def test_nan_is_found_before_it_is_served(model, params):
     assert stream.served > 0
     with pytest.raises(InputError, match="document 25"):
         next(stream)
+    other = make(model, broken, texts=texts, devices=8, sites=["embed", ("resid_post", 0)])
+    good = other.state()
+    save_tree(stream.state(), tmp_path / "state")
+    other.restore(load_tree(tmp_path / "state", like=other.state_shapes()))
+    for ask in (lambda: next(other), other.remainder):
+        with pytest.raises(InputError, match=r"embed \(document 25\), resid_post.0 \(document 25\)"):
+            ask()
+    other.restore(good)
+    assert np.isfinite(next(other)["embed"]).all()
+
+
+def test_special_tokens_are_left_out_or_have_to_be_named(model, params, brute):
+    class Chat(Letters):
+        special_ids = (3, 10)
+
+    how = dict(n_ctx=N_CTX, batch_size=8)
+    stream = lambda tokens, **more: ActivationStream(
+        model, params, tokens, ["embed"], batch_size=16, buffer_size=240, key=jax.random.key(0), **more
+    )
+    rows, documents = joined(*served(stream(read_tokens(TEXTS, Chat(), **how))))
+    assert len(documents) == len(brute[1]) - sum(text.count("d") for text in TEXTS)
+    assert not (rows["embed"][:, None] == np.asarray(params["embed"]["W_E"])[3]).all(-1).any()
+    ids = np.random.default_rng(0).integers(0, 9, (20, N_CTX))
+    ids[:, 0] = 10
+    with pytest.raises(InputError, match=r"without a tokenizer.*exclude=\(\)"):
+        stream(read_tokens(ids, **how))
+    count = lambda tokens, **more: len(joined(*served(stream(tokens, **more)))[1])
+    assert count(read_tokens(ids, **how), exclude=()) == ids.size
+    assert count(read_tokens(ids, **how), exclude=[10]) == count(read_tokens(ids, LETTERS, **how)) == ids.size - 20
 
 
 def test_what_cannot_be_streamed(model, params):

@@ -4,10 +4,13 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 
+import jaxinterp as ji
 from jaxinterp._errors import InputError, MissingFileError, TokenError
 from jaxinterp.activations import read_tokens
-from tests.activations.conftest import LETTERS, TEXTS
+from jaxinterp.store import StoreMismatchError
+from tests.activations.conftest import LETTERS, TEXTS, Letters
 
 
 def pieces_of(batches):
@@ -97,6 +100,48 @@ def test_a_restored_reader_goes_on(served):
     assert len(got) == len(want)
     for a, b in zip(got, want, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_state_is_of_one_order_and_one_shard():
+    make = lambda **more: read_tokens(TEXTS, LETTERS, n_ctx=12, batch_size=4, **{"seed": 2, "epochs": 2, **more})
+    tokens = make()
+    next(tokens)
+    with pytest.raises(StoreMismatchError, match="seed was 2, is 3"):
+        make(seed=3).restore(tokens.state())
+    with pytest.raises(StoreMismatchError, match="shard"):
+        make(shard=(0, 2)).restore(tokens.state())
+    make(epochs=1).restore(tokens.state())
+    first = pieces_of(tokens)
+    with pytest.raises(StoreMismatchError, match="epochs was 2, is 1"):
+        make(epochs=1).restore(tokens.state())
+    other = make(epochs=3)
+    other.restore(tokens.state())
+    assert sorted(pieces_of(other)) == sorted(expected()) and len(first) > len(expected())
+
+
+def test_padding_of_ids_is_that_of_the_tokenizer():
+    class Padded(Letters):
+        pad_id = 8
+
+    ids = np.array([[8, 1, 2, 8, 3, 8], [4, 10, 9, 9, 8, 8]])
+    read = lambda tokenizer, **more: [
+        p for _, p in pieces_of(read_tokens(ids, tokenizer, n_ctx=8, batch_size=2, **more))
+    ]
+    assert read(Padded()) == [[1, 2, 8, 3], [4, 10, 9, 9]] == read(None, pad_id=8)
+    assert read(Padded(), pad_id=-1) == read(LETTERS) == read(None) == ids.tolist()
+    assert read(Padded(), pad_id=9)[1] == ids[1].tolist()
+    Padded.pad_id = Padded.eos_id = 8  # a row's last token may be one that was read
+    assert read(Padded()) == ids.tolist()
+
+
+def test_special_ids_are_those_that_the_tokenizer_marks():
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "[U]": 2}, unk_token="[U]"))
+    backend.add_special_tokens(["<s>", "<|im_start|>"])
+    backend.add_tokens(["<tool>"])
+    tokenizer = ji.weights.Tokenizer.from_json(backend.to_str(), bos_token="<s>", eos_token="b")
+    assert tokenizer.special_ids == (1, 3, 4)
+    assert read_tokens(["a"], tokenizer, n_ctx=4, batch_size=1).special_ids == (1, 3, 4)
+    assert read_tokens(np.zeros((1, 2), int), n_ctx=4, batch_size=1).special_ids is None
 
 
 def test_what_cannot_be_read(tmp_path):

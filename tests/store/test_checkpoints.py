@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+import jaxinterp
 from jaxinterp import InputError, MissingFileError, WeightsError
 from jaxinterp.store import Checkpoints, StoreMismatchError
 
@@ -62,11 +64,24 @@ def test_mistakes(tmp_path):
             checkpoints.restore(make_tree(3))
 
 
+def test_shapes_with_shardings_say_what_comes_back(tmp_path):
+    mesh = jaxinterp.mesh.make_mesh(data=8)
+    cut = NamedSharding(mesh, PartitionSpec("data"))
+    tree = {"w": jax.device_put(np.arange(16.0, dtype=np.float32), cut), "key": jax.random.key(3), "n": 2, "name": "a"}
+    like = {**tree, "w": jax.ShapeDtypeStruct((16,), jnp.float32, sharding=cut), "name": ""}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, tree)
+        checkpoints.wait()
+        got = checkpoints.restore(like)
+    assert got["w"].sharding == cut and got["name"] == "a"
+    np.testing.assert_array_equal(got["w"], tree["w"])
+
+
 FULL = """
 import resource, signal, sys
 import jax.numpy as jnp, numpy as np
 from jaxinterp import SaveError
-from jaxinterp.store import Checkpoints
+from jaxinterp.store import Checkpoints, save_tree
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 rows = np.random.default_rng(0).normal(size=(600, 1000))
@@ -79,6 +94,10 @@ with Checkpoints(sys.argv[1]) as checkpoints:
         checkpoints.wait()
     except SaveError as error:
         print("SAID", error)
+    try:
+        save_tree({"x": rows}, sys.argv[1] + "/tree")
+    except SaveError as error:
+        print("TREE", error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 with Checkpoints(sys.argv[1]) as checkpoints:
     print("STEPS", checkpoints.steps, np.array_equal(checkpoints.restore({"x": rows})["x"], rows))
@@ -92,5 +111,8 @@ def test_a_disk_that_is_full_leaves_the_earlier_ones(tmp_path):
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "SAID A checkpoint could not be written" in result.stdout and "of steps [1]" in result.stdout
+    assert f"SAID A checkpoint could not be written to {tmp_path}: File too large. Nothing" in result.stdout
+    assert "of steps [1]" in result.stdout
+    assert f"TREE Could not write {tmp_path / 'tree'}: File too large. Nothing" in result.stdout
+    assert not (tmp_path / "tree").exists()
     assert "STEPS [1] True" in result.stdout
