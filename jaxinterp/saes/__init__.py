@@ -24,6 +24,7 @@ from jaxinterp.saes._probes import SparseProbes, sparse_probes
 from jaxinterp.saes._program import Program, make_program
 from jaxinterp.saes._recovery import Recovery, amplitude_ratio, recovery
 from jaxinterp.saes._relu import ReLU
+from jaxinterp.saes._run_folder import load_run
 from jaxinterp.saes._sae import SAE, init
 from jaxinterp.saes._source import Source
 from jaxinterp.saes._sparse import SparseLatents, decode_active, encode_active
@@ -77,6 +78,7 @@ __all__ = [
     "evaluate",
     "init",
     "load",
+    "load_run",
     "loss_recovered",
     "make_program",
     "predicates",

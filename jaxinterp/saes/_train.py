@@ -18,6 +18,7 @@ from jaxinterp._typing import Array, PyTree
 from jaxinterp.saes._described import described, differences
 from jaxinterp.saes._metrics import Metrics
 from jaxinterp.saes._program import Program, make_program
+from jaxinterp.saes._run_folder import CHECKPOINTS
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._step import TrainState
 from jaxinterp.saes._stop import Stop
@@ -53,6 +54,10 @@ class Stream(Protocol):
 
     def state(self) -> PyTree:
         """All that the next batches depend on."""
+        ...
+
+    def state_shapes(self) -> PyTree:
+        """The same with a `jax.ShapeDtypeStruct` in place of each large array: what a checkpoint is read like."""
         ...
 
     def restore(self, state: PyTree) -> None:
@@ -131,7 +136,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         checkpoints, state, taken = None, None, 0
         if path is not None:
-            checkpoints = stack.enter_context(Checkpoints(path / "checkpoints", keep=config.keep))
+            checkpoints = stack.enter_context(Checkpoints(path / CHECKPOINTS, keep=config.keep))
             state, taken = _resumed(program, stream, checkpoints)
         sites = [(member.sae.site, member.sae.target_site) for member in program.members]
         metrics = stack.enter_context(
@@ -141,44 +146,58 @@ def _run(
             )
         )  # fmt: skip
         stop = stack.enter_context(Stop(active=path is not None))
+        return program.dictionaries(_trained(program, stream, state, taken, checkpoints, metrics, stop))
 
-        def keep() -> None:
-            if checkpoints is not None and state is not None and taken not in checkpoints.steps:
-                checkpoints.save(taken, _kept(program, stream, state))
 
-        while taken < config.steps:
-            try:
-                rows = _next_rows(program, stream, taken)
-            except InputError:  # what was trained until here is not lost with the stream
-                failed = metrics.close_row()
-                keep()
-                if failed:
-                    raise InputError(failed) from None
-                raise
-            if state is None:
-                _check_first(program, metrics, rows, stream)
-                state = program.first(*rows)
-            elif config.resample_steps and taken % config.resample_steps == 0 and taken <= 0.75 * config.steps:
-                state = program.resample(state, *rows)
-            state, newest = program.step(state, *rows)
-            metrics.add(newest, stream.documents())
-            taken += 1
-            closes = taken % config.log_every == 0 or taken == config.steps
-            asked = stop.agreed(taken) if closes or stop.due(taken) else stop.asked and jax.process_count() == 1
-            saves = taken == config.steps or bool(config.checkpoint_every and taken % config.checkpoint_every == 0)
-            if not (closes or saves or asked):
-                continue
+def _trained(
+    program: Program,
+    stream: Stream,
+    state: TrainState | None,
+    taken: int,
+    checkpoints: Checkpoints | None,
+    metrics: Metrics,
+    stop: Stop,
+) -> TrainState:
+    """The state behind the last step, from the one behind `taken` steps."""
+    config = program.members[0]
+
+    def keep() -> None:
+        if checkpoints is not None and state is not None and taken not in checkpoints.steps:
+            checkpoints.save(taken, _kept(program, stream, state))
+
+    while taken < config.steps:
+        try:
+            rows = _next_rows(program, stream, taken)
+        except InputError:  # what was trained until here is not lost with the stream
             failed = metrics.close_row()
-            if saves or asked or failed:
-                keep()
+            keep()
             if failed:
-                raise InputError(failed)
-            if asked:
-                if checkpoints is not None:
-                    checkpoints.wait()
-                stop.act()
-        assert state is not None
-        return program.dictionaries(state)
+                raise InputError(failed) from None
+            raise
+        if state is None:
+            _check_first(program, metrics, rows, stream)
+            state = program.first(*rows)
+        elif config.resample_steps and taken % config.resample_steps == 0 and taken <= 0.75 * config.steps:
+            state = program.resample(state, *rows)
+        state, newest = program.step(state, *rows)
+        metrics.add(newest, stream.documents())
+        taken += 1
+        closes = taken % config.log_every == 0 or taken == config.steps
+        asked = stop.agreed(taken) if closes or stop.due(taken) else stop.asked and jax.process_count() == 1
+        saves = taken == config.steps or bool(config.checkpoint_every and taken % config.checkpoint_every == 0)
+        if not (closes or saves or asked):
+            continue
+        failed = metrics.close_row()
+        if saves or asked or failed:
+            keep()
+        if failed:
+            raise InputError(failed)
+        if asked:
+            if checkpoints is not None:
+                checkpoints.wait()
+            stop.act()
+    assert state is not None
+    return state
 
 
 def _check_first(program: Program, metrics: Metrics, rows: tuple[Array, Array], stream: Stream) -> None:
@@ -265,7 +284,7 @@ def _resumed(program: Program, stream: Stream, checkpoints: Checkpoints) -> tupl
     sae = program.members[0].sae
     lead = (len(program.members),) if program.layout.own_rows else ()
     row = lambda width: jax.ShapeDtypeStruct((*lead, stream.batch_size, width), stream.dtype)
-    like = {"run": "", "state": program.shapes(row(sae.d_in), row(sae.width_out)), "stream": stream.state()}
+    like = {"run": "", "state": program.shapes(row(sae.d_in), row(sae.width_out)), "stream": stream.state_shapes()}
     kept = checkpoints.restore(like, step)
     stream.restore(kept["stream"])
     return kept["state"], step

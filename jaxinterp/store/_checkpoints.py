@@ -99,12 +99,13 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 
-    def restore(self, like: PyTree, step: int | None = None) -> PyTree:
+    def restore(self, like: PyTree, step: int | None = None, *, partial: bool = False) -> PyTree:
         """Reads a checkpoint.
 
         Args:
             like: a tree whose leaves say what comes back, as of `load_tree`.
             step: which; None: the newest.
+            partial: whether the checkpoint may hold more than `like`; the rest is not read.
 
         Raises:
             MissingFileError: there is none.
@@ -117,7 +118,7 @@ class Checkpoints:
             raise MissingFileError(
                 f"{self.folder} has no checkpoint{'' if step is None else f' of step {step}'}; there are those of steps {steps}."
             )
-        return rebuilt(self.folder / str(step), self.records(step), like)
+        return rebuilt(self.folder / str(step), self.records(step), like, partial=partial)
 
     def records(self, step: int) -> list[dict[str, Any]]:
         """What the leaves of a checkpoint are: its "path" and "type", and the "value" of one that is no array."""

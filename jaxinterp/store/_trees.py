@@ -118,11 +118,12 @@ def reason_of(error: Exception) -> str:
     return f"{lines[0]:.300}" if lines else type(error).__name__
 
 
-def rebuilt(folder: Path, records: list[dict[str, Any]], like: PyTree) -> PyTree:
-    """The tree whose leaves `records` tells, with the arrays under `folder`."""
+def rebuilt(folder: Path, records: list[dict[str, Any]], like: PyTree, *, partial: bool = False) -> PyTree:
+    """The tree whose leaves `records` tells (or a part of it), with the arrays under `folder`."""
     leaves, structure = jax.tree.flatten(like)
     names = _names(like)
-    _check_same(folder, records, {name: _kind(leaf) for name, leaf in zip(names, leaves, strict=True)})
+    wanted = [record for record in records if not partial or record["path"] in names]
+    _check_same(folder, wanted, {name: _kind(leaf) for name, leaf in zip(names, leaves, strict=True)})
     where = {record["path"]: i for i, record in enumerate(records)}
     arrays = _read_arrays(folder, {str(where[name]): leaf for name, leaf in zip(names, leaves, strict=True)}, records)
     made = []
@@ -277,7 +278,8 @@ def _read_arrays(folder: Path, like: Mapping[str, Any], records: list[dict[str, 
             else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=data.shape, dtype=data.dtype)
             for number, (data, sharding) in how.items()
         }
-        request = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=arguments)
+        # with transforms, Orbax reads a part of what is there
+        request = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=arguments, transforms={})
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 arrays |= reader.restore(folder / ARRAYS, args=request)

@@ -89,5 +89,7 @@ class PlantedStream:
     def state(self):
         return {"taken": self.taken}
 
+    state_shapes = state
+
     def restore(self, state):
         self.taken = state["taken"]

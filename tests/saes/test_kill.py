@@ -24,7 +24,8 @@ model = make_model(n_ctx=16)
 texts = np.random.default_rng(0).integers(0, 11, (300, 12)).astype(np.int32)
 tokens = activations.read_tokens(texts, n_ctx=12, batch_size=8, seed=0, epochs=None)
 stream = activations.ActivationStream(
-    model, make_params(model), tokens, [("resid_post", 1)], batch_size=32, buffer_size=400, key=jax.random.key(0)
+    model, make_params(model), tokens, [("resid_post", 1)], batch_size=32, buffer_size=400, key=jax.random.key(0),
+    exclude=(),
 )
 sae = saes.SAEConfig(architecture=saes.BatchTopK(k=2), d_in=8, n_latents=24, site="resid_post.1", normalize="sqrt_d")
 config = saes.TrainConfig(

@@ -8,10 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp import ConfigError, InputError
+from jaxinterp import ConfigError, InputError, MissingFileError
 from jaxinterp.activations import from_function
 from jaxinterp.mesh import make_mesh
-from jaxinterp.saes import BatchTopK, ReLU, SAEConfig, TopK, TrainConfig, _program, read_metrics, train, train_ensemble
+from jaxinterp.saes import (
+    BatchTopK,
+    ReLU,
+    SAEConfig,
+    TopK,
+    TrainConfig,
+    _program,
+    load_run,
+    read_metrics,
+    train,
+    train_ensemble,
+)
 from jaxinterp.saes._program import make_program
 from jaxinterp.store import Checkpoints, StoreMismatchError
 from tests.saes.problems import ARCHITECTURES, PlantedStream, planted
@@ -215,6 +226,27 @@ def test_what_was_trained_is_kept_when_the_stream_fails(tmp_path):
         assert kept.steps == [7]
     got = quiet(config, PlantedStream(), folder=tmp_path)
     jax.tree.map(check_same, got.params, quiet(config, PlantedStream()).params)
+
+
+def test_a_run_is_looked_at_before_its_end(tmp_path):
+    config = make_run(steps=12, checkpoint_every=5, sae=dict(normalize="unit"))
+    with pytest.raises(InputError, match="ran dry"):
+        quiet(config, PlantedStream(last=8), folder=tmp_path / "one")
+    [now] = load_run(tmp_path / "one")
+    [before] = load_run(tmp_path / "one", step=5)
+    want = quiet(dataclasses.replace(config, steps=8), PlantedStream())
+    jax.tree.map(check_same, (now.params, now.scales), (want.params, want.scales))
+    assert now.config == config.sae and (np.asarray(before.params["W_dec"]) != now.params["W_dec"]).any()
+    members = [dataclasses.replace(make_run(BatchTopK(k=k), steps=3), seed=k) for k in (2, 3)]
+    mesh = make_mesh(data=2, dict=4)
+    trained = train_ensemble(members, PlantedStream(), mesh=mesh, folder=tmp_path / "two", progress=False)
+    for got, want in zip(load_run(tmp_path / "two"), trained, strict=True):
+        jax.tree.map(check_same, got.params, want.params)
+        assert got.config == want.config
+    with pytest.raises(MissingFileError, match="holds no run"):
+        load_run(tmp_path)
+    with pytest.raises(MissingFileError, match="no checkpoint of step 7"):
+        load_run(tmp_path / "one", step=7)
 
 
 def test_dead_latents_are_resampled():
