@@ -82,19 +82,43 @@ def test_places_that_stay():
     check_close(got[mask], logits(by_hand, mask=mask)[mask])
 
 
-def test_in_generation_at_chosen_steps():
-    sae = make_sae()
+OPS = {
+    "add": (functools.partial(ji.add, value=40.0), lambda f: f + 40.0),
+    "clamp": (functools.partial(ji.patch, value=40.0), lambda f: jnp.full_like(f, 40.0)),
+    "scale": (functools.partial(ji.scale, factor=3.0), lambda f: 3.0 * f),
+    "ablate": (ji.zero, jnp.zeros_like),
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_in_generation_at_chosen_steps(name):
+    """A latent that is active is edited from the second step on: as the change of the site written by hand."""
+    sae = make_sae(architecture=JumpReLU(threshold=0.01))
+    latents = ji.run(MODEL.forward, saes.splice(sae), ji.capture("sae.latents"))(PARAMS, TOKENS)[1]["sae.latents"]
+    j = int(jnp.argmax(jnp.min(latents[:, -1], axis=0)))
 
     def generate(*handlers):
-        return ji.run(functools.partial(ji.generate, MODEL, max_new_tokens=5), *handlers)(PARAMS, TOKENS)[0]
+        write = functools.partial(ji.generate, MODEL, max_new_tokens=5)
+        tokens, acts, _ = ji.run(write, *handlers, ji.capture("logits"))(PARAMS, TOKENS)
+        return tokens, acts["logits"]
 
-    push = lambda amount: ji.edit(
-        "sae.latents", lambda z, a: z + a, jnp.float32(amount), feature=3, step=slice(1, None)
-    )
-    row = sae.params["W_dec"][3]
-    by_hand = ji.edit("resid_post", lambda x: x + 40.0 * row[None, None], layer=1, step=slice(1, None))
-    check_same(generate(saes.splice(sae), push(40.0)), generate(by_hand))
-    assert (np.asarray(generate(by_hand)) != np.asarray(generate())).any()
+    make, new = OPS[name]
+    edit = make("sae.latents", feature=j, step=slice(1, None))
+    row = sae.params["W_dec"][j]
+
+    def change(x):
+        f = sae.encode(x)[..., j : j + 1]
+        return x + (new(f) - f) * row[None, None]
+
+    got, want = generate(saes.splice(sae), edit), generate(ji.edit("resid_post", change, layer=1, step=slice(1, None)))
+    check_same(got[0], want[0])
+    for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        check_close(a, b)
+    plain = generate()
+    moved = [
+        np.abs(np.asarray(a - b)).max() for a, b in zip(jax.tree.leaves(got[1]), jax.tree.leaves(plain[1]), strict=True)
+    ]
+    assert max(moved) > 1e-3
 
 
 def test_two_dictionaries_and_jit():
@@ -132,6 +156,16 @@ def test_latents_are_cells_of_a_sweep_and_of_attribution():
     )
     slope = (small(0.99).effect - small(1.01).effect) / 0.02
     check_close(found["sae.latents"].score.values, slope.values, 0.02)
+    other = TOKENS[::-1]  # the values of another run, which is what a sweep puts in when nothing else is said
+    patched = patching.sweep(
+        spliced, params, progress=False, source=other, keep=("prompts",), **{**single, "op": ji.patch}
+    )
+    theirs = sae.encode(ji.run(MODEL.forward, ji.capture("resid_post"))(PARAMS, other)[1]["resid_post"][1])
+    for k, feature in enumerate(active):
+        row, value = sae.params["W_dec"][feature], theirs[:, 5, feature][:, None, None]
+        put = lambda x, f=feature, r=row, v=value: x + (v - sae.encode(x)[..., f : f + 1]) * r[None, None]
+        want = gap(logits(ji.edit("resid_post", put, layer=1, position=5))) - base
+        check_close(patched.effect_by_prompt[0, k].values, want, 1e-4)
     exact = patching.sweep(spliced, params, progress=False, **single).effect.values.ravel()
     cells = found.audits["sae.latents"].cells
     check_close(sorted(cells.effect.values), sorted(exact), 1e-5)
