@@ -15,7 +15,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
 from jaxinterp.saes._sae import SAE
-from jaxinterp.saes._site import Batch, as_batch, check_readable, put, read_site
+from jaxinterp.saes._site import Batch, as_batch, put, read_site
 from jaxinterp.tap import run
 
 if TYPE_CHECKING:
@@ -77,12 +77,11 @@ def ablation_effects(
         Effects by latent; NaN where it is active in no text.
 
     Raises:
-        InputError: a transcoder; latents that are not there.
+        InputError: latents that are not there.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), section 4.5, there over this and the 16 following tokens; here over the
     next token alone, at one position of each text.
     """
-    check_readable(sae)
     chosen = np.asarray(latents)
     if chosen.ndim != 1 or not chosen.size or chosen.min() < 0 or chosen.max() >= sae.config.n_latents:
         raise InputError(f"latents={list(latents)[:8]}: give at least one number from 0 to {sae.config.n_latents - 1}.")
@@ -98,8 +97,8 @@ def ablation_effects(
 def _effects(
     sae: SAE, params: Params, batch: Batch, latents: Array, key: PRNGKeyArray, *, model: Any
 ) -> dict[str, Array]:
-    name = sae.config.site
-    value = read_site(model, params, batch, name)
+    name = sae.config.target_site
+    value = read_site(model, params, batch, sae.config.site)
     codes = jnp.where(batch.kept[..., None], sae.encode(value), 0.0)
     rows = jnp.arange(len(value))
 

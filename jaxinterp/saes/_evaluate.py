@@ -13,7 +13,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, ArrayLike, Float
 from jaxinterp.mesh import fetch
-from jaxinterp.saes._sae import SAE
+from jaxinterp.saes._sae import SAE, beside
 from jaxinterp.saes._sparse import SparseLatents
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ def _sites(sae: SAE, batch: Any) -> tuple[Array, Array]:
             f"The batch has {', '.join(map(repr, sorted(batch)))}, and not {', '.join(map(repr, missing))}, which the dictionary "
             f"reads or gives. Make the stream with these sites."
         )
-    x, target = jnp.asarray(batch[config.site]), jnp.asarray(batch[config.target_site])
+    x, target = (beside(sae, jnp.asarray(batch[site])) for site in (config.site, config.target_site))
     if x.ndim != 2 or target.shape != (len(x), config.width_out):
         raise InputError(
             f"Rows of shapes {list(x.shape)} and {list(target.shape)}; this dictionary takes [B, {config.d_in}] and gives "

@@ -14,7 +14,7 @@ import numpy as np
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, Params
 from jaxinterp.saes._sae import SAE
-from jaxinterp.saes._site import Batch, as_batch, check_readable, put, read_site
+from jaxinterp.saes._site import Batch, as_batch, put, read_site
 from jaxinterp.tap import run
 from jaxinterp.training import token_nats
 
@@ -79,7 +79,8 @@ def loss_recovered(
     """Splices a dictionary into a model and compares what the next token costs.
 
     Args:
-        sae: its config's site says where: "resid_post.3" is `resid_post` of layer 3.
+        sae: its config's site says where: "resid_post.3" is `resid_post` of layer 3. A transcoder's output stands in for its
+            target.
         model: anything with `forward(params, tokens, *, tap)`.
         params: its parameters.
         batches: token ids [B, T] each, or what `activations.read_tokens` gives (padding and the borders of packed texts are then
@@ -92,7 +93,7 @@ def loss_recovered(
         The cross-entropies: means over predictions, each of which weighs the same, whatever batch it is in.
 
     Raises:
-        InputError: no batch; a transcoder; exclusions that leave nothing.
+        InputError: no batch; exclusions that leave nothing.
 
     Example:
         >>> import jax, jaxinterp as ji
@@ -108,7 +109,6 @@ def loss_recovered(
     Source: Bricken et al. 2023 (zero ablation); Gao et al. 2024 (arXiv 2406.04093), section 4.1; Karvonen et al. 2025
     (SAEBench, arXiv 2503.09532) for its form. Positions that are excluded are left alone in the ablated runs as well.
     """
-    check_readable(sae)
     given = [as_batch(tokens, tuple(exclude), tuple(exclude_positions)) for tokens in batches]
     if not given:
         raise InputError("loss_recovered got no batch of tokens.")
@@ -117,7 +117,7 @@ def loss_recovered(
         raise InputError(
             f"exclude={tuple(exclude)} and exclude_positions={tuple(exclude_positions)} leave no position to splice at."
         )
-    name = sae.config.site
+    name = sae.config.target_site
     totals = [np.asarray(_total(params, batch, model=model, name=name), np.float64) for batch in given]
     mean = jnp.asarray(np.sum(totals, axis=0) / touched, jnp.float32)
     sums = [np.asarray(_nats(sae, params, batch, mean, model=model), np.float64) for batch in given]
@@ -136,8 +136,10 @@ def _total(params: Params, batch: Batch, *, model: Any, name: str) -> Array:
 @functools.partial(jax.jit, static_argnames=("model",))
 def _nats(sae: SAE, params: Params, batch: Batch, mean: Array, *, model: Any) -> Array:
     """The summed cost of all predictions, of the four runs."""
-    name = sae.config.site
-    runs = [(), (_splice(sae, batch.kept),), (put(name, _zero, batch.kept, ()),), (put(name, _mean, batch.kept, mean),)]
+    name = sae.config.target_site
+    guess = sae(read_site(model, params, batch, sae.config.site))
+    changes = ((_given, guess), (_zero, ()), (_mean, mean))
+    runs = [(), *((put(name, change, batch.kept, data),) for change, data in changes)]
     sums = []
     for handlers in runs:
         logits = run(model.forward, *handlers)(params, batch.tokens, **batch.how)[0]
@@ -146,13 +148,8 @@ def _nats(sae: SAE, params: Params, batch: Batch, mean: Array, *, model: Any) ->
     return jnp.stack(sums)
 
 
-def _splice(sae: SAE, kept: Array) -> Any:
-    """The handler that puts the reconstruction at the dictionary's site."""
-    return put(sae.config.site, _reconstruct, kept, sae)
-
-
-def _reconstruct(value: Array, sae: SAE) -> Array:
-    return sae(value)
+def _given(value: Array, guess: Array) -> Array:
+    return guess
 
 
 def _zero(value: Array, data: Any) -> Array:

@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxinterp._errors import InputError
-from jaxinterp._tree import pytree, static
+from jaxinterp._tree import is_traced, pytree, static
 from jaxinterp._typing import Array, Float, Params, PRNGKeyArray
 from jaxinterp.saes import _linear
 from jaxinterp.saes._config import SAEConfig
@@ -76,6 +77,7 @@ class SAE:
         `SparseLatents` of TopK, else [B, N].
         """
         self._check(x)
+        x = beside(self, x)
         rows = normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
         return self.config.architecture.encode(self._float32(), rows, self.config)
 
@@ -100,6 +102,8 @@ class SAE:
             x.shape if x is not None else latents.values.shape if isinstance(latents, SparseLatents) else latents.shape
         )
         codes = latents if isinstance(latents, SparseLatents) else latents.reshape(-1, self.config.n_latents)
+        codes = codes if isinstance(codes, SparseLatents) else beside(self, codes)
+        x = None if x is None else beside(self, x)
         rows = None if x is None else normalized(self._rows(x), self.scales["input"], self.config.normalize)[0]
         out = _linear.decode(self.config.architecture.decoder(self._float32()), codes, rows, self.config)
         kept = jnp.ones((1, 1), jnp.float32) if x is None else self._rows(x)
@@ -125,6 +129,17 @@ class SAE:
                 f"{self.config.d_in} wide. Give what `capture({name!r})` gives at that site, or load the dictionary of the "
                 f"other one."
             )
+
+
+def beside(sae: SAE, x: Array) -> Array:
+    """Rows where the parameters of a dictionary lie, as those of one that was trained on a mesh lie elsewhere."""
+    leaf = sae.params["W_dec"]
+    if is_traced(x) or is_traced(leaf) or not (isinstance(x, jax.Array) and isinstance(leaf, jax.Array)):
+        return x
+    if not (x.committed and leaf.committed) or x.sharding.device_set == leaf.sharding.device_set:
+        return x
+    there = leaf.sharding
+    return jax.device_put(x, NamedSharding(there.mesh, PartitionSpec()) if isinstance(there, NamedSharding) else there)
 
 
 def as_written(sae: SAE, rows: Float[Array, "B D"]) -> tuple[Float[Array, "B N"], Float[Array, "N D_out"]]:

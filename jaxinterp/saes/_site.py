@@ -82,12 +82,3 @@ class _Put:
 
 def _flat(value: Array) -> Array:
     return value.reshape(*value.shape[:2], -1)
-
-
-def check_readable(sae: Any) -> None:
-    """Refuses a transcoder, which replaces another site than it reads."""
-    if sae.config.target is not None:
-        raise InputError(
-            f"This dictionary is a transcoder: it reads {sae.config.site!r} and gives {sae.config.target!r}. Give one that "
-            f"gives what it reads."
-        )

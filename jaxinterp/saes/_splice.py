@@ -1,4 +1,4 @@
-"""A dictionary spliced into a model: a site replaced by its reconstruction, the latents a site of their own."""
+"""A dictionary spliced into a model: a site replaced by what it gives, the latents a site of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array
 from jaxinterp.saes._sae import SAE
-from jaxinterp.tap import IDENTITY, Handler, Site, Tap, make_where, row_positions, select, split_site
+from jaxinterp.tap import IDENTITY, Handler, Site, Tap, make_where, row_positions, select, site_of_hook, split_site
 
 LATENTS = "sae.latents"
 
@@ -27,21 +27,22 @@ def splice(
     exclude_positions: Sequence[int] = (),
     name: str = LATENTS,
 ) -> Handler:
-    """Replaces the site that a dictionary reads by its reconstruction, and opens the latents as a site.
+    """Replaces the site that a dictionary gives by its reconstruction, and opens the latents as a site.
 
-    The latents [B, T, N] are named `name` and are in no layer: capture them, or edit them by `position`, `feature` and `step`
-    with any handler that stands to the right. With the error kept, the value becomes x + decode(latents as edited) -
-    decode(latents), so that without an edit nothing changes (Templeton et al. 2024); with it dropped, decode(latents).
+    That is the site that it reads, or the target of a transcoder, which is visited later (`mlp.in.3` and `mlp.out.3`). The
+    latents [B, T, N] are named `name` and are in no layer: capture them, or edit them by `position`, `feature` and `step` with
+    any handler that stands to the right. With the error kept, the value becomes x + decode(latents as edited) - decode(latents),
+    so that without an edit nothing changes (Templeton et al. 2024); with it dropped, decode(latents).
 
     Args:
-        sae: a dictionary whose `config.site` is a site of the model, such as "resid_post.3".
+        sae: a dictionary whose `config.site` is a site of the model, such as "resid_post.3", as is a transcoder's target.
         error: "keep" or "drop".
         position, step: where the site is replaced, as in `jaxinterp.edit`; elsewhere it stays. None: everywhere.
         exclude_positions: positions at which it stays, such as (0,) for BOS.
         name: of the site of latents; two dictionaries in one model need two names.
 
     Raises:
-        InputError: a transcoder, whose output is no reconstruction of what it reads; another `error`.
+        InputError: another `error`; a transcoder's two sites are in different layers.
         SiteTypeError: (when run) the site is not as wide as what the dictionary reads.
 
     Example:
@@ -55,18 +56,18 @@ def splice(
         >>> ji.run(lm.model.forward, *handlers)(lm.params, tokens)[1]["sae.latents"].shape[-1]
         64
     """
-    if sae.config.target is not None:
-        raise InputError(
-            f"a transcoder from {sae.config.site!r} to {sae.config.target!r} cannot take the place of what it reads."
-        )
     if error not in ("keep", "drop"):
         raise InputError(f"error={error!r}: legal are 'keep' and 'drop'.")
-    site, layer = split_site(sae.config.site)
+    (site, layer), (target, there) = (_named(name) for name in (sae.config.site, sae.config.target_site))
+    if layer != there:
+        raise InputError(
+            f"a transcoder from {sae.config.site!r} to {sae.config.target!r}: only one within a layer is spliced."
+        )
     where = make_where(position=position, step=step)
     excluded = jnp.asarray(sorted(exclude_positions), jnp.int32)
     return Handler(
-        sites=(site,),
-        visit=_Splice(layer, error, name),
+        sites=(site,) if site == target else (site, target),
+        visit=_Splice(site, target, layer, error, name),
         apart=() if layer is None else (layer,),
         data={"sae": sae, "where": where, "excluded": excluded},
     )
@@ -111,8 +112,14 @@ class Spliced:
         return tap.under(self.forward, *handlers)(params["model"], tokens, **how)
 
 
+def _named(site: str) -> tuple[str, int | None]:
+    return split_site(site_of_hook(site) or site)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Splice:
+    site: str
+    target: str
     layer: int | None
     error: Error
     name: str
@@ -124,11 +131,14 @@ class _Splice:
             return value, state, None
         sae: SAE = data["sae"]
         rows = value.reshape(*value.shape[:2], -1)  # sites of heads are laid flat, as streams do
-        before = sae.encode(rows)
+        if self.site != self.target and site.name == self.site:
+            return value, rows, None  # kept until the target is visited, in the same block
+        read, state = (rows, state) if self.site == self.target else (state, ())
+        before = sae.encode(read)
         after = tap.at(layer=None, n_layers=None)(self.name, before, site.axes[:2] + "N")
-        new = sae.decode(after, rows)
+        new = sae.decode(after, read)
         if self.error == "keep":
-            new = rows.astype(jnp.float32) + (new - sae.decode(before, rows))
+            new = rows.astype(jnp.float32) + (new - sae.decode(before, read))
         new = new.astype(value.dtype).reshape(value.shape)
         if data["excluded"].size:
             positions = row_positions(site, value.shape[1])

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxinterp._errors import InputError
 from jaxinterp._typing import Array, PyTree
+from jaxinterp.mesh import is_writer
 from jaxinterp.saes._described import described, differences
 from jaxinterp.saes._metrics import Metrics
 from jaxinterp.saes._program import Program, make_program
@@ -23,7 +24,7 @@ from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._step import TrainState
 from jaxinterp.saes._stop import Stop
 from jaxinterp.saes._train_config import TrainConfig
-from jaxinterp.store import Checkpoints, StoreMismatchError
+from jaxinterp.store import Checkpoints, StoreMismatchError, locked
 
 MAY_DIFFER = ("log_every", "checkpoint_every", "keep")
 
@@ -136,6 +137,8 @@ def _run(
     with contextlib.ExitStack() as stack:
         checkpoints, state, taken = None, None, 0
         if path is not None:
+            if is_writer():
+                stack.enter_context(locked(path, "A training run"))
             checkpoints = stack.enter_context(Checkpoints(path / CHECKPOINTS, keep=config.keep))
             state, taken = _resumed(program, stream, checkpoints)
         sites = [(member.sae.site, member.sae.target_site) for member in program.members]

@@ -1,6 +1,6 @@
 """Files and folders that are written whole or not at all, results that are kept as they are finished, checkpoints of pytrees."""
 
-from jaxinterp.store._atomic import atomic_file, atomic_folder
+from jaxinterp.store._atomic import atomic_file, atomic_folder, locked
 from jaxinterp.store._checkpoints import Checkpoints
 from jaxinterp.store._manifest import read_manifest
 from jaxinterp.store._results import ResultStore, StoreMismatchError
@@ -13,6 +13,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "load_tree",
+    "locked",
     "read_manifest",
     "save_tree",
 ]

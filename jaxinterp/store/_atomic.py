@@ -13,6 +13,8 @@ from pathlib import Path
 
 from jaxinterp._errors import SaveError
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -47,6 +49,32 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush(temporary)
         os.replace(temporary, final)
         _flush(final.parent)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """One process at a time writes to a folder; where the system or the file system has no such locks, nobody watches.
+
+    Raises:
+        SaveError: another one does.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SaveError(
+                f"{what} in {folder} is going on already, in this process or another. Wait until it ends, stop it, or choose "
+                "another folder."
+            ) from error
+        except OSError:
+            pass
+        yield
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Checkpoints of any pytree: arrays by Orbax, and beside them what each leaf is, so that the bits and the kinds come back."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -111,6 +112,7 @@ def load_tree(folder: str | Path, like: PyTree) -> PyTree:
 
 def reason_of(error: Exception) -> str:
     """Why something could not be written, in the system's words where it has some: TensorStore puts them into a long line."""
+    error = error.__cause__ if type(error) is Exception and isinstance(error.__cause__, Exception) else error
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))
@@ -125,7 +127,9 @@ def rebuilt(folder: Path, records: list[dict[str, Any]], like: PyTree, *, partia
     wanted = [record for record in records if not partial or record["path"] in names]
     _check_same(folder, wanted, {name: _kind(leaf) for name, leaf in zip(names, leaves, strict=True)})
     where = {record["path"]: i for i, record in enumerate(records)}
-    arrays = _read_arrays(folder, {str(where[name]): leaf for name, leaf in zip(names, leaves, strict=True)}, records)
+    arrays = _read_arrays(
+        folder, {str(where[name]): leaf for name, leaf in zip(names, leaves, strict=True)}, records, partial
+    )
     made = []
     for name, leaf in zip(names, leaves, strict=True):
         record = records[where[name]]
@@ -258,7 +262,7 @@ def _check_same(folder: Path, records: list[dict[str, Any]], like: Mapping[str, 
         )
 
 
-def _read_arrays(folder: Path, like: Mapping[str, Any], records: list[dict[str, Any]]) -> dict[str, Any]:
+def _read_arrays(folder: Path, like: Mapping[str, Any], records: list[dict[str, Any]], partial: bool) -> dict[str, Any]:
     """The arrays by the number of their leaf: those tied to devices as they should be, others as NumPy's; of keys their data."""
     how, arrays = {}, {}
     for number, leaf in like.items():
@@ -278,17 +282,24 @@ def _read_arrays(folder: Path, like: Mapping[str, Any], records: list[dict[str, 
             else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=data.shape, dtype=data.dtype)
             for number, (data, sharding) in how.items()
         }
-        # with transforms, Orbax reads a part of what is there
-        request = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=arguments, transforms={})
+        request = ocp.args.PyTreeRestore(item=dict.fromkeys(how, 0), restore_args=arguments, **_partial(ocp, partial))
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 arrays |= reader.restore(folder / ARRAYS, args=request)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # Orbax raises that itself
             raise WeightsError(
-                f"The arrays in {folder} are truncated or corrupt ({str(error).strip().splitlines()[0]}). Copy the folder again, "
-                "or load an earlier one."
+                f"The arrays in {folder} are truncated or corrupt ({reason_of(error)}). Copy the folder again; or delete it, to "
+                "go on from an earlier one."
             ) from error
     return arrays
+
+
+def _partial(ocp: Any, wanted: bool) -> dict[str, Any]:
+    """How Orbax is told to read a part of what is there: newer releases have a word for it."""
+    if not wanted:
+        return {}
+    fields = {field.name for field in dataclasses.fields(ocp.args.PyTreeRestore)}
+    return {"partial_restore": True} if "partial_restore" in fields else {"transforms": {}}
 
 
 def _sharding(leaf: Any) -> Any:

@@ -148,6 +148,12 @@ def _check_visited(handlers: tuple[Handler, ...], log: Log) -> None:
         for pattern in handler.sites:
             seen = any(matches((pattern,), s.name, s.on_demand) for s in reached)
             if not seen:
+                if pattern in log.visited:
+                    faults.append(
+                        f"site {pattern!r} is opened by a handler that stands to the right of the one that asks for it: handlers "
+                        "apply from left to right, so put that one first."
+                    )
+                    continue
                 what = "no site matches the glob" if is_glob(pattern) else "the function never visits site"
                 faults.append(f"{what} {pattern!r}. {explain(pattern, known)}")
     if faults:

@@ -77,7 +77,8 @@ class Tap:
             if matches(handler.sites, name, on_demand):
                 behind = self._replace(front=self._front[i + 1 :])
                 before = jax.typeof(value)
-                value = handler.visit(site, value, (), handler.data, None, behind)[0]
+                held = scope.held.get(id(handler), ())
+                value, scope.held[id(handler)], _ = handler.visit(site, value, held, handler.data, None, behind)
                 _check_kept(site, before, jax.typeof(value))
         scope.log.visited[name] = SiteShape(
             name, site.axes, jnp.shape(value), jnp.result_type(value), site.n_layers, on_demand,  # type: ignore[arg-type]
@@ -246,7 +247,8 @@ class Tap:
 
         Args:
             fn: a function with the keyword argument `tap`.
-            *handlers: edits and the like: without a state, without leaves by layer, and they emit nothing.
+            *handlers: edits and the like: without a state (but from site to site of one block), without leaves by layer, and they
+                emit nothing.
 
         Raises:
             UnvisitedSiteError: (when called) `fn` never visits the site or layer of a handler.

@@ -16,6 +16,7 @@ from jaxinterp.saes import (
     TopK,
     ablation_effects,
     count_tokens,
+    init,
     loss_recovered,
     predicates,
     random_dictionary,
@@ -102,6 +103,21 @@ def test_on_the_shipped_model():
     assert got.clean < got.spliced < got.zero and got.touched == tokens.size - 1 and not got.undefined
 
 
+def test_a_transcoder_stands_in_for_its_target():
+    config = SAEConfig(architecture=TopK(k=4), d_in=8, n_latents=24, site="mlp.in.0", target="mlp.out.0")
+    transcoder = init(config, jax.random.key(0))
+    tokens = make_tokens(3, 5)
+    _, acts, _ = ji.run(MODEL.forward, ji.capture("mlp.in", "mlp.out"))(PARAMS, tokens)
+    kept = jnp.arange(5)[None, :, None] > 0
+    guess = jnp.where(kept, transcoder(acts["mlp.in"][0]), acts["mlp.out"][0])
+    got = loss_recovered(transcoder, MODEL, PARAMS, [tokens])
+    for value, name in ((guess, "spliced"), (jnp.where(kept, 0.0, acts["mlp.out"][0]), "zero")):
+        logits = ji.run(MODEL.forward, ji.patch("mlp.out", value, layer=0))(PARAMS, tokens)[0]
+        assert getattr(got, name) == pytest.approx(nats(tokens, logits).mean(), rel=1e-5)
+    effects = ablation_effects(transcoder, MODEL, PARAMS, tokens, range(24))
+    assert np.isfinite(effects.effect).any()
+
+
 def test_a_perfect_dictionary_changes_nothing():
     both = jnp.concatenate([jnp.eye(8), -jnp.eye(8)])
     config = SAEConfig(architecture=TopK(k=8, auxiliary=None), d_in=8, n_latents=16, site="resid_post.0")
@@ -119,10 +135,6 @@ def test_a_small_gap_is_undefined():
 
 
 def test_what_cannot_be_spliced_is_told():
-    config = SAEConfig(architecture=TopK(k=2), d_in=8, n_latents=16, site="ln2.0", target="mlp.out.0")
-    transcoder = SAE(params={}, scales={}, config=config)
-    with pytest.raises(ji.InputError, match="is a transcoder"):
-        loss_recovered(transcoder, MODEL, PARAMS, [make_tokens(3, 5)])
     with pytest.raises(ji.InputError, match="no batch"):
         loss_recovered(make_sae(), MODEL, PARAMS, [])
     with pytest.raises(ji.InputError, match="leave no position"):

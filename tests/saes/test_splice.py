@@ -10,7 +10,6 @@ import pytest
 import jaxinterp as ji
 from jaxinterp import attribution, patching, saes
 from jaxinterp.saes import JumpReLU, SAEConfig, TopK
-from tests.saes.problems import KINDS
 from tests.tiny import FAMILIES, check_close, check_same, make_model, make_params, make_tokens
 
 MODEL = make_model(**FAMILIES["llama"])
@@ -121,6 +120,42 @@ def test_in_generation_at_chosen_steps(name):
     assert max(moved) > 1e-3
 
 
+@pytest.mark.parametrize("error", ["keep", "drop"])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_transcoder_stands_in_for_its_target(error, skip):
+    config = SAEConfig(
+        architecture=JumpReLU(threshold=0.05),
+        d_in=8,
+        n_latents=20,
+        site="mlp.in.1",
+        target="blocks.1.hook_mlp_out",
+        skip=skip,
+    )
+    sae = saes.init(config, jax.random.key(1))
+    sae = saes.SAE(params={**sae.params, "b_dec": 0.3 + sae.params["b_dec"]}, scales=sae.scales, config=config)
+    plain = ji.run(MODEL.forward, ji.capture("mlp.in", "mlp.out"))(PARAMS, TOKENS)[1]
+    read, given = plain["mlp.in"][1], plain["mlp.out"][1]
+    latents = sae.encode(read)
+    assert 0 < (np.asarray(latents) > 0).mean() < 1
+    j = int(jnp.argmax(latents.sum((0, 1))))
+    clamped = latents.at[..., j].set(2.0)
+    new = sae.decode(clamped, read) + (given - sae.decode(latents, read) if error == "keep" else 0.0)
+    want = logits(ji.patch("mlp.out", new, layer=1))
+    clamp = ji.patch("sae.latents", 2.0, feature=j)
+    check_close(logits(saes.splice(sae, error=error), clamp), want, 1e-5)
+    params = {"model": PARAMS, "saes": [sae]}
+    check_close(
+        jax.jit(lambda p, t: ji.run(saes.Spliced(MODEL.forward, error=error), clamp)(p, t)[0])(params, TOKENS),
+        want,
+        1e-5,
+    )
+    write = functools.partial(ji.generate, MODEL, max_new_tokens=4)
+    tokens = ji.run(write, saes.splice(sae, error=error), clamp)(PARAMS, TOKENS)[0]
+    for length in range(6, 10):  # each token is the most probable one of a whole pass
+        step = ji.run(MODEL.forward, saes.splice(sae, error=error), clamp)(PARAMS, tokens[:, :length])[0]
+        check_same(jnp.argmax(step[:, -1], axis=-1), tokens[:, length])
+
+
 def test_two_dictionaries_and_jit():
     one, two = make_sae(), make_sae("mlp.out.2")
     spliced = saes.Spliced(MODEL.forward, error="drop")
@@ -190,8 +225,8 @@ def test_mistakes():
         ji.sites(saes.Spliced(MODEL.forward), {"model": PARAMS, "saes": [make_sae("resid_post.7")]}, TOKENS)
     with pytest.raises(ji.InputError, match="this dictionary reads 'resid_post.1'.* 5 wide"):
         logits(saes.splice(make_sae(width=5)))
-    transcoder = saes.init(
-        SAEConfig(architecture=TopK(k=2), d_in=8, n_latents=9, **KINDS["transcoder"]), jax.random.key(0)
-    )
-    with pytest.raises(ji.InputError, match="a transcoder from 'x' to 'y'"):
-        saes.splice(transcoder)
+    across = SAEConfig(architecture=TopK(k=2), d_in=8, n_latents=9, site="mlp.in.1", target="mlp.out.2")
+    with pytest.raises(ji.InputError, match="only one within a layer"):
+        saes.splice(saes.init(across, jax.random.key(0)))
+    with pytest.raises(ji.UnvisitedSiteError, match="opened by a handler that stands to the right"):
+        logits(ji.zero("sae.latents"), saes.splice(make_sae()))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxinterp import ConfigError, InputError, MissingFileError
+from jaxinterp import ConfigError, InputError, MissingFileError, SaveError
 from jaxinterp.activations import from_function
 from jaxinterp.mesh import make_mesh
 from jaxinterp.saes import (
@@ -18,6 +18,7 @@ from jaxinterp.saes import (
     TopK,
     TrainConfig,
     _program,
+    evaluate,
     load_run,
     read_metrics,
     train,
@@ -73,6 +74,9 @@ def test_a_mesh_trains_the_same(architecture, shape):
     got = quiet(config, PlantedStream(), mesh=make_mesh(**shape))
     n = 32 // shape.get("dict", 1)
     assert got.params["W_enc"].addressable_shards[0].data.shape == (n, 16)
+    rows = jax.device_put(next(PlantedStream())["x"], jax.devices()[0])  # elsewhere than the dictionary
+    check_close(got(rows), want(rows), 1e-3)
+    assert evaluate(got, [rows]).fvu == pytest.approx(evaluate(want, [rows]).fvu, rel=1e-3)
     jax.tree.map(lambda a, b: check_close(a, b, 1e-4), got.params, want.params)
 
 
@@ -247,6 +251,17 @@ def test_a_run_is_looked_at_before_its_end(tmp_path):
         load_run(tmp_path)
     with pytest.raises(MissingFileError, match="no checkpoint of step 7"):
         load_run(tmp_path / "one", step=7)
+
+
+def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
+    class Nested(PlantedStream):
+        def __next__(self):
+            if self.taken == 1:
+                with pytest.raises(SaveError, match="A training run in .* is going on already"):
+                    quiet(make_run(steps=3), PlantedStream(), folder=tmp_path)
+            return super().__next__()
+
+    quiet(make_run(steps=3), Nested(), folder=tmp_path)
 
 
 def test_dead_latents_are_resampled():
