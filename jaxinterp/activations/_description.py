@@ -14,6 +14,20 @@ def as_text(description: Mapping[str, Any]) -> str:
     return json.dumps(description, sort_keys=True)
 
 
+def named(source: Mapping[str, Any]) -> str:
+    """What a person calls a source of documents, from its description.
+
+    Example:
+        >>> named({"kind": "text", "name": "a.txt", "documents": 1}), named({"kind": "texts", "documents": 2})
+        ('a.txt (1 document)', 'the list of 2 texts')
+    """
+    count, kind = source["documents"], "text" if source["kind"] == "texts" else "document"
+    many = f"{count} {kind}" + ("" if count == 1 else "s")
+    return (
+        f"{source['name']} ({many})" if "name" in source else f"the {'list' if kind == 'text' else 'array'} of {many}"
+    )
+
+
 def differences(kept: Any, own: Any) -> str:
     """Where two descriptions differ, as JSON has them; empty where they do not.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,13 @@ class Documents(NamedTuple):
         count: how many there are.
         ids: token ids of one of them by its number, without BOS; empty where it holds nothing.
         description: what they are, for JSON.
+        size: bytes of all of them, about.
     """
 
     count: int
     ids: Callable[[int], Any]
     description: dict[str, Any]
+    size: int
 
 
 def open_documents(source: Any, tokenizer: Any, *, separator: str, field: str, pad_id: int | None) -> Documents:
@@ -66,10 +69,11 @@ def _texts(source: Any) -> Documents:
             f"document {wrong} is a {type(texts[wrong]).__name__}: give a list of texts, the path of a file, or an array of "
             "token ids [n, T]."
         )
-    check = 0
+    check = size = 0
     for text in texts:
-        check = zlib.crc32(text.encode() + b"\0", check)
-    return Documents(len(texts), lambda i: texts[i], {"kind": "texts", "documents": len(texts), "crc32": check})
+        content = text.encode() + b"\0"
+        check, size = zlib.crc32(content, check), size + len(content)
+    return Documents(len(texts), lambda i: texts[i], {"kind": "texts", "documents": len(texts), "crc32": check}, size)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -88,8 +92,25 @@ def _file(path: Path, separator: str) -> Documents:
         if content[start:end].strip():
             spans.append((start, end))
         start = end + len(mark)
-    read = lambda i: content[slice(*spans[i])].decode("utf-8", "replace").strip()
-    return Documents(len(spans), read, _about("text", path, content, len(spans)) | {"separator": separator})
+    told: list[int] = []  # the document of which a warning told
+
+    def read(i: int) -> str:
+        try:
+            return content[slice(*spans[i])].decode().strip()
+        except UnicodeDecodeError as error:
+            if not told:
+                told.append(i)
+                warnings.warn(
+                    f"{path}, document {i}: byte {spans[i][0] + error.start} of the file is not valid UTF-8 ({error.reason}). "
+                    "Such bytes are read as U+FFFD, here and in other documents. If the text is in another encoding, convert "
+                    "it: iconv -f latin1 -t utf-8.",
+                    UnicodeWarning,
+                    stacklevel=2,
+                )
+            return content[slice(*spans[i])].decode("utf-8", "replace").strip()
+
+    about = _about("text", path, content, len(spans)) | {"separator": separator}
+    return Documents(len(spans), read, about, len(content))
 
 
 def _jsonl(path: Path, field: str) -> Documents:
@@ -119,7 +140,8 @@ def _jsonl(path: Path, field: str) -> Documents:
             )
         return text
 
-    return Documents(len(lines), read, _about("jsonl", path, content, len(lines)) | {"field": field})
+    about = _about("jsonl", path, content, len(lines)) | {"field": field}
+    return Documents(len(lines), read, about, len(content))
 
 
 def _about(kind: str, path: Path, content: mmap.mmap, count: int) -> dict[str, Any]:
@@ -148,4 +170,4 @@ def _array(rows: np.ndarray, pad_id: int | None, name: str | None) -> Documents:
 
     check = zlib.crc32(np.ascontiguousarray(rows[:1024]).tobytes())
     about = {"kind": "array", "documents": len(rows), "width": rows.shape[1], "pad_id": pad_id, "crc32": check}
-    return Documents(len(rows), ids, about | ({} if name is None else {"name": name}))
+    return Documents(len(rows), ids, about | ({} if name is None else {"name": name}), 4 * rows.size)

@@ -26,6 +26,9 @@ from jaxinterp.activations._source import Chunk
 from jaxinterp.models import Model
 from jaxinterp.tap import SiteTable, capture, run, sites, split_site
 
+SHARDED_PASSES = 16
+"""Passes for each process that may give a process nothing, where several read."""
+
 
 class Target(NamedTuple):
     """A site in one layer, or outside of the layers (None), and the key that it has in a batch."""
@@ -69,6 +72,7 @@ class Harvest:
             self.dtype = jnp.result_type(*(shape.dtype for shape in shapes.values()))
         self.rows = tokens.batch_size // parts * tokens.n_ctx
         self._plan = (self.targets, self.stop, tokens.packed, _spread(self.params, mesh, tokens.batch_size))
+        self._barren_from: int | None = None  # passes begun when rows were wanted for the last time, if none were since
         self._skip_ids = np.asarray(skip["tokens"], np.int32)
         self._skip_positions = np.asarray(skip["positions"], np.int32)
         self.description = {
@@ -82,6 +86,7 @@ class Harvest:
 
     def read(self) -> Chunk | None:
         """The next rows of tokens; None where there are no more."""
+        begun = self.tokens.passes
         batch = next(self.tokens, None)
         if batch is None:
             return None
@@ -93,7 +98,23 @@ class Harvest:
             )
         is_kept = batch.documents >= 0
         is_kept &= ~np.isin(batch.tokens, self._skip_ids) & ~np.isin(batch.positions, self._skip_positions)
-        return Chunk(batch, is_kept.reshape(-1, self.rows))
+        is_barren = self._note(begun, bool(is_kept.any()))
+        return Chunk(batch, is_kept.reshape(-1, self.rows), self.tokens.passes, is_barren)
+
+    def _note(self, begun: int, is_any: bool) -> bool:
+        """Whether a whole pass gave nothing, where `begun` passes were before this batch.
+
+        When the pass after the next begins, fewer pieces of the next one wait than a batch has rows, and the following batch
+        has them. A part of shuffled documents is not the same in each pass, so a process that reads one waits for some more.
+        """
+        if is_any:
+            self._barren_from = None
+        elif self._barren_from is None:
+            self._barren_from = begun
+        else:
+            parts = self.tokens.shard[1]
+            return begun - self._barren_from >= (2 if parts == 1 else SHARDED_PASSES * parts)
+        return False
 
     def nothing(self) -> Any:
         """What `compute` takes where this process has no more tokens and others have."""
@@ -112,6 +133,7 @@ class Harvest:
 
     def restore(self, state: Any) -> None:
         """Goes on from there."""
+        self._barren_from = None
         self.tokens.restore(state)
 
 

@@ -29,19 +29,19 @@ class Piece(NamedTuple):
 
     document: int
     number: int
-    ids: Sequence[int]
+    ids: np.ndarray
 
 
-def cut(document: int, ids: Sequence[int], n_ctx: int, front: Sequence[int], back: Sequence[int]) -> list[Piece]:
+def cut(document: int, ids: np.ndarray, n_ctx: int, front: Sequence[int], back: Sequence[int]) -> list[Piece]:
     """A document as pieces of at most `n_ctx` tokens, each with `front` before it and `back` behind it.
 
     Example:
-        >>> [piece.ids for piece in cut(0, [5, 6, 7], 3, front=[1], back=[])]
+        >>> [piece.ids.tolist() for piece in cut(0, np.array([5, 6, 7]), 3, front=[1], back=[])]
         [[1, 5, 6], [1, 7]]
     """
-    step = n_ctx - len(front) - len(back)
+    step, before, behind = n_ctx - len(front) - len(back), np.asarray(front, ids.dtype), np.asarray(back, ids.dtype)
     return [
-        Piece(document, i, [*front, *ids[start : start + step], *back])
+        Piece(document, i, np.concatenate([before, ids[start : start + step], behind]))
         for i, start in enumerate(range(0, len(ids), step))
     ]
 

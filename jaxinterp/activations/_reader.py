@@ -37,11 +37,15 @@ class Reader:
         self._taken += 1
         return element
 
+    @property
+    def passes(self) -> int:
+        """How many passes it has begun."""
+        last = self._shard[0] + (self._taken - 1) * self._shard[1]
+        return last // self._count + 1 if self._taken else 0
+
     def state(self) -> dict[str, Any]:
         """Where it stands, for JSON; "passes": how many it has begun."""
-        last = self._shard[0] + (self._taken - 1) * self._shard[1]
-        passes = last // self._count + 1 if self._taken else 0
-        return {"grain": self._iterator.get_state(), "taken": self._taken, "passes": passes}
+        return {"grain": self._iterator.get_state(), "taken": self._taken, "passes": self.passes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from there, also with another number of passes, if no fewer than were begun."""

@@ -15,10 +15,14 @@ class Chunk(NamedTuple):
     Attributes:
         arrays: what `compute` takes.
         is_kept: bool [devices along `data` of this process, R], which rows are wanted.
+        passes: how many passes over its elements the source has begun; 0: it does not count them.
+        is_barren: whether nothing was wanted in a whole pass before this chunk, and in this chunk.
     """
 
     arrays: Any
     is_kept: np.ndarray
+    passes: int = 0
+    is_barren: bool = False
 
 
 @runtime_checkable

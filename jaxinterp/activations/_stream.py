@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxinterp import mesh as meshes
 from jaxinterp._errors import InputError, StreamEmptyError
 from jaxinterp._typing import Array, Params, PRNGKeyArray
 from jaxinterp.activations import _pool
-from jaxinterp.activations._description import as_text, check_state
+from jaxinterp.activations._description import as_text, check_state, named
 from jaxinterp.activations._harvest import Harvest
 from jaxinterp.activations._mesh import check_mesh, local_parts, mesh_of, shard_of
 from jaxinterp.activations._pool import AXIS
@@ -26,6 +27,9 @@ from jaxinterp.models import Model
 
 PATIENCE = 64
 """Passes in a row that may give nothing before that is an error."""
+
+MANY, FEW = 100, 4096
+"""A warning tells of more than so many passes over tokens of which each gives fewer rows than that."""
 
 
 class ActivationStream:
@@ -168,7 +172,7 @@ class ActivationStream:
         self._faults = self._no_faults()
         self._key, self._refills, self._level, self._ended, self.served = key, 0, 0, False, 0
         self._last: Array | None = None
-        self._broken = ""
+        self._broken, self._passes, self._warned = "", 0, False
 
     def __iter__(self) -> ActivationStream:
         return self
@@ -180,6 +184,8 @@ class ActivationStream:
         while not self._ended and (2 * left <= self._level or left < self.batch_size):
             self._refill()
             left = int(self._counts.sum())
+        if left == self.served == 0:
+            raise InputError(self._nothing_left("the whole of it was read"))
         if left < self.batch_size:
             raise StreamEmptyError(
                 f"the stream has ended: it had {self.served + left} rows, and {self.served} were served in batches of "
@@ -262,12 +268,11 @@ class ActivationStream:
         before, idle = int(self._counts.sum()), 0
         while not self._ended and (room := (self._room - int(self._counts.max())) // self._source.rows):
             held = int(self._counts.sum())
-            self._append(room)
+            is_barren = self._append(room)
             idle = idle + room if int(self._counts.sum()) == held else 0
-            if idle >= PATIENCE and not self._ended:
-                raise InputError(
-                    f"{idle} passes of the model gave no row: exclude and exclude_positions leave nothing of these tokens."
-                )
+            if not self._ended and (is_barren or idle >= PATIENCE):
+                read = f"{self._passes} epochs were begun" if is_barren else f"{idle} passes of the model gave no row"
+                raise InputError(self._nothing_left(read))
         start = time.perf_counter()
         key = jax.random.fold_in(self._key, self._refills)
         dealt, laid = _pool.orders(key, self._counts, self._documents, mesh=self.mesh)
@@ -280,18 +285,46 @@ class ActivationStream:
         self._level, self._refills = total, self._refills + 1
         if total > before:
             self._check_finite()
+        self._warn_of_repetition()
 
-    def _append(self, count: int) -> None:
-        """Up to `count` chunks from the source behind the rows of the pool; in each process as many."""
-        kept = self._counts[self._here]
+    def _nothing_left(self, read: str) -> str:
+        tokens = self.description.get("tokens")
+        source = named(tokens["source"]) if tokens else "the source"
+        return (
+            f"{source} gives no row ({read}): exclude and exclude_positions leave nothing of these tokens. Exclude less, as in "
+            "exclude=(), or give a text with more than special tokens."
+        )
+
+    def _warn_of_repetition(self) -> None:
+        """Once, where a pass over the tokens gives less than a batch, and there were many."""
+        rows = self.served + int(self._counts.sum())
+        if self._warned or self._passes <= MANY or rows >= self._passes * min(self.batch_size, FEW):
+            return
+        self._warned = True
+        warnings.warn(
+            f"{named(self.description['tokens']['source'])} was read {self._passes} times: an epoch of it gives about "
+            f"{-(-rows // self._passes)} rows, fewer than a batch of {self.batch_size}, so a batch has the same rows many times. "
+            "Give more text, or fewer epochs.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+    def _append(self, count: int) -> bool:
+        """Up to `count` chunks from the source behind the rows of the pool; in each process as many.
+
+        Gives whether a whole pass over the source gave nothing to any process.
+        """
+        kept, is_barren = self._counts[self._here], False
         for _ in range(count):
             start = time.perf_counter()
             chunk = self._source.read()
             self._measure("read", start)
             if chunk is None:
                 self._ended = True
-                if jax.process_count() == 1:
-                    break
+            else:
+                self._passes, is_barren = chunk.passes, chunk.is_barren
+            if (chunk is None or is_barren) and jax.process_count() == 1:
+                break
             start = time.perf_counter()
             is_kept = np.zeros((len(kept), self._source.rows), bool) if chunk is None else chunk.is_kept
             new, documents = self._source.compute(self._source.nothing() if chunk is None else chunk.arrays)
@@ -303,15 +336,16 @@ class ActivationStream:
             )
             kept = kept + is_kept.sum(1, dtype=np.int32)
             self._measure("harvest", start, self._documents, self._values)
-        self._agree(kept)
+        return self._agree(kept, is_barren)
 
-    def _agree(self, kept: np.ndarray) -> None:
-        """How many rows each device of each process holds now, and whether all sources have ended."""
-        mine = json.dumps([self._here, kept.tolist(), self._ended])
+    def _agree(self, kept: np.ndarray, is_barren: bool) -> bool:
+        """How many rows each device of each process holds now, whether all sources have ended, and whether all are barren."""
+        mine = json.dumps([self._here, kept.tolist(), self._ended, is_barren or self._ended])
         told = [json.loads(text) for text in meshes.from_all(mine)]
-        self._counts, self._ended = self._counts.copy(), all(ended for _, _, ended in told)
-        for parts, counts, _ in told:
+        self._counts, self._ended = self._counts.copy(), all(ended for _, _, ended, _ in told)
+        for parts, counts, _, _ in told:
             self._counts[parts] = counts
+        return all(barren for *_, barren in told)
 
     def _check_finite(self) -> None:
         """The one place where the host waits for what the devices computed."""

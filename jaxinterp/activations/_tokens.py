@@ -2,35 +2,77 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxinterp._errors import InputError, TokenError
-from jaxinterp.activations._description import as_text, check_state
+from jaxinterp.activations._description import as_text, check_state, named
 from jaxinterp.activations._documents import Documents, open_documents
 from jaxinterp.activations._packing import Piece, TokenBatch, as_batch, cut, fill
 from jaxinterp.activations._reader import Reader
 
 THREADS, AHEAD = 2, 64
 """Grain's threads that tokenize, and how many documents they may be ahead."""
+AHEAD_BYTES = 1 << 25
+"""Of documents, about, that they may be ahead: one document if that is longer."""
+KEPT, OVERHEAD = 1 << 22, 64
+"""Tokens that are kept from one pass to the next, and how many a document costs beside its own."""
 
 
 class _Pieces:
-    """What grain reads: the pieces of a document by its number."""
+    """What grain reads: a document by its number, as that and its ids: for grain a tree of two leaves, however long it is.
 
-    def __init__(self, documents: Documents, n_ctx: int, front: list[int], back: list[int]):
+    Where there is more than one pass, documents are kept as long as there is room, and a single one is kept in any case. Threads
+    that want a document at the same time, as they do when the source is shorter than what they are ahead, share one reading.
+    """
+
+    def __init__(self, documents: Documents, n_ctx: int, front: list[int], back: list[int], is_repeated: bool):
         self.documents, self.n_ctx, self.front, self.back = documents, n_ctx, front, back
+        self.ahead = max(1, min(AHEAD, AHEAD_BYTES * documents.count // max(1, documents.size)))
+        self._is_repeated, self._room, self._lock = is_repeated, KEPT, threading.Lock()
+        self._known: dict[int, Future[np.ndarray]] = {}  # those that are kept or being read
 
     def __len__(self) -> int:
         return self.documents.count
 
-    def __getitem__(self, i: Any) -> list[Piece]:
-        ids = list(self.documents.ids(int(i)))
-        ids = ids[1:] if self.front and ids[:1] == self.front else ids  # a text that names BOS itself
-        return cut(int(i), ids, self.n_ctx, self.front, self.back)
+    def __getitem__(self, i: Any) -> tuple[int, np.ndarray]:
+        i = int(i)
+        if not self._is_repeated:
+            return i, self._read(i)
+        with self._lock:
+            known = self._known.get(i)
+            mine = self._known.setdefault(i, Future())
+        if known is not None:
+            return i, known.result()
+        try:
+            mine.set_result(self._read(i))
+        except BaseException as error:
+            mine.set_exception(error)
+            self._known.pop(i)
+            raise
+        cost = len(mine.result()) + OVERHEAD
+        with self._lock:
+            if cost <= self._room or len(self) == 1:
+                self._room -= cost
+            else:
+                self._known.pop(i)
+        return i, mine.result()
+
+    def _read(self, i: int) -> np.ndarray:
+        ids = list(self.documents.ids(i))
+        return np.array(
+            ids[1:] if self.front and ids[:1] == self.front else ids, np.int32
+        )  # a text may name BOS itself
+
+    def cut(self, i: int, ids: np.ndarray) -> list[Piece]:
+        """The pieces of a document."""
+        return cut(i, ids, self.n_ctx, self.front, self.back)
 
 
 class Tokens:
@@ -53,18 +95,48 @@ class Tokens:
         self.n_ctx, self.packed, self.shard = pieces.n_ctx, bool(how["pack"]), tuple(how["shard"])
         self.special_ids, self.description = special_ids, about
         self._waiting: list[Piece] = []
+        self._is_cycle = how["seed"] is None and how["epochs"] is None
+        self._empty: set[int] = set()  # documents that gave nothing since one gave something
+        self._empty_run = 0
         order = {name: how[name] for name in ("seed", "epochs", "shard")}
-        self._reader = Reader(pieces, **order, threads=THREADS, ahead=AHEAD)
+        self._reader = Reader(pieces, **order, threads=THREADS, ahead=pieces.ahead)
 
     def __iter__(self) -> Iterator[TokenBatch]:
         return self
 
     def __next__(self) -> TokenBatch:
         rows = self.batch_size // self.shard[1]
-        placed, self._waiting = fill(self._reader, self._waiting, rows, self.n_ctx, self.packed)
+        placed, self._waiting = fill(self._read(), self._waiting, rows, self.n_ctx, self.packed)
         if not any(placed):
             raise StopIteration
         return as_batch(placed, self.n_ctx)
+
+    def _read(self) -> Iterator[list[Piece]]:
+        for document, ids in self._reader:
+            pieces = self._pieces.cut(document, ids)
+            self._note(document, bool(pieces))
+            yield pieces
+
+    def _note(self, document: int, is_any: bool) -> None:
+        """Raises where documents without a token are all that this process has, or all that there are."""
+        if is_any:
+            self._empty_run = 0
+            self._empty.clear()
+            return
+        self._empty_run += 1
+        self._empty.add(document)
+        count = len(self._pieces)
+        if len(self._empty) == count or (self._is_cycle and self._empty_run >= count):
+            part = f" of part {self.shard[0]} of {self.shard[1]}" if self.shard[1] > 1 else ""
+            raise InputError(
+                f"{named(self.description['source'])} gives no token: {len(self._empty)} documents{part} were read, and all are "
+                "empty but for BOS or padding. Give text; or check separator, field and pad_id."
+            )
+
+    @property
+    def passes(self) -> int:
+        """How many passes over the documents this reader has begun."""
+        return self._reader.passes
 
     def state(self) -> dict[str, Any]:
         """Where the reader stands, for JSON: documents that were read, and pieces of them that wait for a row."""
@@ -78,7 +150,9 @@ class Tokens:
         """
         check_state(state, self._described(), state["passes"])
         self._reader.restore(state)
-        again = {document: self._pieces[document] for document, _ in state["waiting"]}
+        self._empty_run = 0
+        self._empty.clear()
+        again = {document: self._pieces.cut(*self._pieces[document]) for document in {i for i, _ in state["waiting"]}}
         self._waiting = [again[document][number] for document, number in state["waiting"]]
 
     def _described(self) -> dict[str, Any]:
@@ -128,7 +202,7 @@ def read_tokens(
         keep its place.
 
     Raises:
-        InputError: a source that cannot be read, or sizes that do not fit.
+        InputError: a source that cannot be read, or sizes that do not fit; (from `next`) a source without a token.
         TokenError: texts without a tokenizer; BOS where there is none.
 
     Example:
@@ -158,7 +232,7 @@ def read_tokens(
         "source": documents.description, "tokenizer": _describe(tokenizer), "n_ctx": n_ctx, "batch_size": batch_size,
         "pack": pack, "seed": seed, "epochs": epochs, "front": front, "back": back,
     }  # fmt: skip
-    return Tokens(_Pieces(documents, n_ctx, front, back), how, _special(tokenizer, pad_id), about)
+    return Tokens(_Pieces(documents, n_ctx, front, back, epochs != 1), how, _special(tokenizer, pad_id), about)
 
 
 def _special(tokenizer: Any, pad_id: int | None) -> tuple[int, ...] | None:

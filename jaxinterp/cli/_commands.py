@@ -23,11 +23,15 @@ class Command:
             other options there are.
         description: what `--help` teaches, examples included.
         run: `(options, output, command line) -> result`, which `--json` prints.
+        chosen: from the arguments, the words behind the command's name that decide what options there are: "--architecture relu".
+        advice: from the arguments, what to say when they are not understood; "" if nothing.
     """
 
     options: type | Callable[[list[str]], Any]
     description: str
     run: Callable[[Any, Any, str], dict[str, Any]]
+    chosen: Callable[[list[str]], str] = lambda arguments: ""
+    advice: Callable[[list[str]], str] = lambda arguments: ""
 
 
 COMMANDS = {

@@ -1,5 +1,7 @@
 """From arguments to a command, and from what happens to an exit code."""
 
+import contextlib
+import io
 import json
 import os
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 import jaxinterp
 from jaxinterp._errors import (
     JaxinterpError,
+    SaveError,
     SiteIndexError,
     SiteTypeError,
     TokenError,
@@ -17,6 +20,7 @@ from jaxinterp._errors import (
     closest,
 )
 from jaxinterp.cli._commands import COMMANDS, Command, load_command
+from jaxinterp.cli._words import as_options, unboxed
 
 OK, MISTAKE, USAGE, FAULT, INTERRUPTED = 0, 1, 2, 70, 130
 
@@ -78,7 +82,10 @@ def _dispatch(arguments: list[str]) -> int:
     words = 2 if grouped else 1
     name, rest = " ".join(arguments[:words]), arguments[words:]
     if name not in COMMANDS:
-        print(f"jaxinterp: unknown command {name!r}. {closest(name, COMMANDS)}", file=sys.stderr)
+        message = f"unknown command {name!r}. {closest(name, COMMANDS)}"
+        if "--json" in rest:
+            _print_error("UsageError", message, "`jaxinterp --help` lists the commands.")
+        print(f"jaxinterp: {message}", file=sys.stderr)
         return USAGE
     command = load_command(name)
     return _run(name, command, _parse(name, command, rest), arguments)
@@ -101,13 +108,27 @@ def _version() -> str:
 def _parse(name: str, command: Command, rest: list[str]) -> Any:
     import tyro
 
-    return tyro.cli(
-        command.options if isinstance(command.options, type) else command.options(rest),
-        prog=f"jaxinterp {name}",
-        description=command.description,
-        args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    printed, as_json = io.StringIO(), "--json" in rest
+    prog = " ".join(filter(None, ("jaxinterp", name, command.chosen(rest))))
+    try:
+        with contextlib.redirect_stderr(printed) if as_json else contextlib.nullcontext():
+            return tyro.cli(
+                command.options if isinstance(command.options, type) else command.options(rest),
+                prog=prog,
+                description=command.description,
+                args=rest,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        advice = command.advice(rest) if stop.code else ""
+        if stop.code and as_json:
+            _print_error("UsageError", unboxed(printed.getvalue()), advice or f"`{prog} --help` explains every option.")
+        print(printed.getvalue(), advice, sep="", end="\n" if advice else "", file=sys.stderr)
+        raise
+
+
+def _print_error(kind: str, message: str, hint: str) -> None:
+    print(json.dumps({"error": {"type": kind, "message": message, "hint": hint}}, ensure_ascii=False))
 
 
 def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int:
@@ -122,10 +143,10 @@ def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int
             warnings.showwarning = lambda message, *_, **__: output.note(f"warning: {message}")
             result = command.run(options, output, command_line(arguments))
     except HintedError as wrapped:
-        output.error(type(wrapped.error).__name__, str(wrapped.error), wrapped.hint)
+        output.error(type(wrapped.error).__name__, as_options(str(wrapped.error)), wrapped.hint)
         return MISTAKE
     except JaxinterpError as error:
-        output.error(type(error).__name__, str(error), _hint(name, error))
+        output.error(type(error).__name__, as_options(str(error)), _hint(name, error))
         return MISTAKE
     except BrokenPipeError:
         raise
@@ -144,6 +165,8 @@ def _run(name: str, command: Command, options: Any, arguments: list[str]) -> int
 def _hint(name: str, error: JaxinterpError) -> str:
     if isinstance(error, UnvisitedSiteError | SiteIndexError | SiteTypeError):
         return "`jaxinterp sites --model MODEL` lists every site with its axes and shape."
+    if isinstance(error, SaveError) and name == "sae convert" and "is not empty" in str(error):
+        return "--overwrite replaces OUT, if it holds a dictionary and nothing else."
     if isinstance(error, TokenError) and name == "patch":
         return "Mind the space before a word (--correct ' She'); `jaxinterp predict` shows how a prompt is cut into tokens."
     return f"`jaxinterp {name} --help` explains every option."

@@ -17,6 +17,8 @@ OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavio
 OptionalNumber = Annotated[float | None, tyro.conf.arg(metavar="NUMBER", help_behavior_hint="")]
 Texts = Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEXT ...", help_behavior_hint="")]
 Indices = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT ...", help_behavior_hint="(default: all)")]
+Precision = Literal["float32", "bfloat16", "float16"]
+Policy = Literal["auto", "yes", "no"]
 _MODELS = (
     "a checkpoint folder with config.json and safetensors, a hub id (openai-community/gpt2), or a model that comes with "
     f"jaxinterp: {', '.join(zoo.names())}"
@@ -34,10 +36,10 @@ class ModelOptions:
     revision: OptionalText = None
     """Branch, tag or commit of a model on the hub."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Precision = "float32"
     """Number format of the parameters."""
 
-    bos: Literal["auto", "yes", "no"] = "auto"
+    bos: Policy = "auto"
     """Whether a BOS token is put in front of every prompt. auto follows the tokenizer's own files."""
 
 

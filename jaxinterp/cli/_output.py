@@ -4,8 +4,12 @@ import contextlib
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Outside a terminal, a line on the error stream says so often how far a long command is."""
 
 
 class Output:
@@ -82,13 +86,28 @@ class Output:
         self.errors.print(f"hint: {hint}", style="dim")
 
     @contextlib.contextmanager
-    def busy(self, text: str) -> Iterator[None]:
-        """Says on a terminal what is being done, and for how long."""
+    def busy(self, text: str) -> Iterator[Callable[[float], None]]:
+        """Says what is being done; what it yields is told now and then which share is done.
+
+        On a terminal the line stays and changes; elsewhere one is printed every 30 seconds; with `as_json` none is.
+        """
         if self.as_json or not self.errors.is_terminal:
-            yield
+            yield self.now_and_then(lambda share: f"{text}: {share:.0%}")
             return
-        with self.errors.status(text, spinner="dots"):
-            yield
+        with self.errors.status(text, spinner="dots") as status:
+            yield lambda share: status.update(f"{text}: {share:.0%}")
+
+    def now_and_then(self, words: Callable[[Any], str]) -> Callable[[Any], None]:
+        """A function that prints `words` of what it is given, at most every 30 seconds."""
+        last = time.monotonic()
+
+        def tell(value: Any) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                self.step(words(value))
+
+        return tell
 
     @property
     def bars(self) -> bool:

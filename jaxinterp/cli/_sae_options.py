@@ -1,7 +1,6 @@
 """Options that the commands on dictionaries share."""
 
 import dataclasses
-import json
 import sys
 import typing
 from collections.abc import Sequence
@@ -23,9 +22,12 @@ from jaxinterp.cli._options import (
 )
 from jaxinterp.cli._output import Output
 from jaxinterp.saes import SAE
+from jaxinterp.tap import site_of_hook
 from jaxinterp.weights import LanguageModel
 
 _ROWS_OF_TOKENS = 16
+_UNNAMED = ("x", "y")
+"""What `saes.load` calls sites that the files do not name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,8 +35,7 @@ class TextOptions:
     """What the model reads."""
 
     text: Annotated[Path, tyro.conf.arg(metavar="FILE")]
-    """Text with a separator between documents; .jsonl with a text in each line; or .npy, token ids [documents, positions].
-    Special tokens are left out; where the model has no tokenizer to name them, none is."""
+    """Text with a separator between documents; .jsonl with a text in each line; or .npy, token ids [documents, positions]."""
 
     separator: str = "<|endoftext|>"
     """What stands between the documents of a text."""
@@ -43,7 +44,12 @@ class TextOptions:
     """Of each line of a .jsonl file: where its text is."""
 
     n_ctx: OptionalInteger = None
-    """How many tokens the model reads at once; longer documents are cut. (default: 128, or the model's context if shorter)"""
+    """How many tokens the model reads at once; longer documents are cut. (default: what the dictionary was trained with, if
+    this command made it; else 128, or the model's context if shorter)"""
+
+    exclude: Annotated[tuple[int, ...], tyro.conf.arg(metavar="ID ...", help_behavior_hint="")] = ()
+    """Token ids whose rows are left out. (default: the tokenizer's special tokens; where the model has none, none, or those
+    that were left out in training)"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,10 +66,10 @@ class FileOptions:
     """How its files are laid out: jaxinterp, saelens, gemma_scope, dictionary_learning, sparsify. (default: told by the files)"""
 
     site: OptionalText = None
-    """The site that it reads, such as resid_post.3, where its files do not say it."""
+    """The site that it reads, such as resid_post.3, where its files do not say it, or say it wrongly."""
 
     target: OptionalText = None
-    """The site that a transcoder gives, where its files do not say it."""
+    """The site that a transcoder gives, likewise."""
 
     scale: OptionalNumber = None
     """What rows are multiplied by first, where its files ask for rows of a certain mean norm and do not say it."""
@@ -95,12 +101,24 @@ def fields_of(options: Any) -> dict[str, Any]:
     return {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
 
 
-def load_dictionary(dictionary: str, options: FileOptions, *, dtype: str | None = "float32") -> SAE:
-    """The dictionary that was asked for."""
-    return saes.load(
+def load_dictionary(dictionary: str, options: FileOptions, output: Output, *, dtype: str | None = "float32") -> SAE:
+    """The dictionary that was asked for; notes where an option says another site than its files."""
+    sae = saes.load(
         dictionary, subfolder=options.subfolder, revision=options.dictionary_revision, form=options.read_form,
-        dtype=dtype, site=options.site, target=options.target, scale=options.scale,
+        dtype=dtype, scale=options.scale,
     )  # fmt: skip
+    config = sae.config
+    if options.target is not None and config.target is None:
+        raise InputError(
+            f"--target {options.target}, but this dictionary is no transcoder: it gives what it reads. Leave --target out."
+        )
+    named = {key: value for key in ("site", "target") if (value := getattr(options, key)) is not None}
+    given = {key: site_of_hook(value) or value for key, value in named.items()}
+    for key, value in given.items():
+        said = getattr(config, key)
+        if said not in (value, *_UNNAMED):
+            output.note(f"warning: --{key} {value} is taken, and the files of {dictionary} say {said}.")
+    return dataclasses.replace(sae, config=dataclasses.replace(config, **given))
 
 
 def read_text(
@@ -108,6 +126,10 @@ def read_text(
 ) -> activations.Tokens:
     """The text as batches of tokens, its documents in an order drawn from the seed."""
     check_range("--n-ctx", options.n_ctx, 2, lm.config.n_ctx)
+    for token in options.exclude:
+        check_range("--exclude", token, 0, lm.config.d_vocab - 1)
+    if options.text.is_dir():
+        raise InputError(f"--text {options.text} is a folder: give one file, .npy (token ids), .jsonl, or text.")
     if options.text.suffix != ".npy" and options.text.is_file():
         tokenizer_of(lm, model)
     return activations.read_tokens(
@@ -116,15 +138,16 @@ def read_text(
     )  # fmt: skip
 
 
-def special_ids(tokens: activations.Tokens) -> tuple[int, ...]:
-    """The ids that are left out: none where there is no tokenizer to name them."""
-    return tokens.special_ids or ()
+def left_out(tokens: activations.Tokens, options: TextOptions) -> tuple[int, ...]:
+    """The ids that are left out: those that were asked for, or the special tokens of a tokenizer."""
+    return options.exclude or tokens.special_ids or ()
 
 
 def open_stream(
     lm: LanguageModel,
     tokens: activations.Tokens,
     sites: Sequence[str],
+    options: TextOptions,
     *,
     batch_size: int,
     seed: int,
@@ -133,31 +156,8 @@ def open_stream(
     """Rows of sites, in random order."""
     return activations.ActivationStream(
         lm.model, lm.params, tokens, list(dict.fromkeys(sites)), batch_size=batch_size, buffer_size=buffer_size,
-        key=jax.random.key(seed), exclude=special_ids(tokens),
+        key=jax.random.key(seed), exclude=left_out(tokens, options),
     )  # fmt: skip
-
-
-def check_dictionary(sae: SAE, stream: activations.ActivationStream, model: str, output: Output) -> None:
-    """Refuses a dictionary whose sites have another width in this model; notes if it was trained on another one."""
-    config = sae.config
-    faults = [
-        f"{site!r} is {stream.widths[site]} wide in {model}, and the dictionary {verb} {width} numbers"
-        for site, width, verb in ((config.site, config.d_in, "reads"), (config.target_site, config.width_out, "gives"))
-        if stream.widths[site] != width
-    ]
-    if faults:
-        raise InputError(
-            f"This dictionary was not made for this model: {'; '.join(dict.fromkeys(faults))}. Give the model that it was "
-            "trained on by --model, or another --site."
-        )
-    trained = {} if sae.source is None or sae.source.form != "jaxinterp" else sae.source.config
-    parts = {
-        "its model": lambda d: d["model"],
-        "its tokenizer and BOS": lambda d: [d["tokens"]["tokenizer"], d["tokens"]["front"]],
-    }
-    for name, part in parts.items():
-        if trained and part(trained["stream"]) != json.loads(json.dumps(part(stream.description))):
-            output.note(f"warning: {name} in training ({trained['model']}) was another one than here.")
 
 
 def dictionary_line(sae: SAE) -> str:

@@ -3,16 +3,16 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from jaxinterp import saes, viz
+from jaxinterp.activations import TokenBatch, Tokens
 from jaxinterp.cli._commands import Command
 from jaxinterp.cli._options import (
-    ModelArgs,
-    ModelOptions,
     OutputArgs,
     OutputOptions,
     check_range,
@@ -26,13 +26,15 @@ from jaxinterp.cli._sae_options import (
     Dictionary,
     FileArgs,
     TextArgs,
-    check_dictionary,
     dictionary_line,
+    left_out,
     load_dictionary,
     open_stream,
     read_text,
-    special_ids,
 )
+from jaxinterp.cli._sae_origin import TrainedModelArgs, TrainedModelOptions, as_trained, check_dictionary
+from jaxinterp.saes import SAE
+from jaxinterp.weights import LanguageModel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +62,7 @@ class Page:
     out: Path = Path("sae-pages")
     """Folder for the pages; earlier pages there are replaced."""
 
-    model: ModelArgs = dataclasses.field(default_factory=ModelOptions)
+    model: TrainedModelArgs = dataclasses.field(default_factory=TrainedModelOptions)
     output: OutputArgs = dataclasses.field(default_factory=OutputOptions)
 
 
@@ -69,27 +71,24 @@ def run(options: Page, output: Output, command: str) -> dict[str, Any]:
     check_range("--tokens", options.tokens, 2)
     check_range("--n-top", options.n_top, 1)
     check_range("--seed", options.seed, 0, 2**32 - 1)
-    sae = load_dictionary(options.dictionary, options.files)
-    lm = load_model(options.model)
-    tokens, again = (read_text(lm, options.model, options.text, seed=options.seed, epochs=1) for _ in range(2))
+    sae = load_dictionary(options.dictionary, options.files, output)
+    model, text = as_trained(sae, options.model, options.text)
+    lm = load_model(model)
+    tokens, again = (read_text(lm, model, text, seed=options.seed, epochs=1) for _ in range(2))
     sites = [sae.config.site, sae.config.target_site]
-    stream = open_stream(lm, again, sites, batch_size=tokens.batch_size, seed=options.seed)
-    check_dictionary(sae, stream, options.model.model, output)
-    output.line(headline(lm, options.model), style="dim")
+    stream = open_stream(lm, again, sites, text, batch_size=tokens.batch_size, seed=options.seed)
+    check_dictionary(sae, stream, model, output)
+    output.line(headline(lm, model), style="dim")
     output.line(dictionary_line(sae))
-    special = special_ids(tokens)
-    batches = list(itertools.islice(tokens, math.ceil(options.tokens / (tokens.batch_size * tokens.n_ctx))))
-    with output.busy("describing latents"):
-        found = saes.describe_latents(sae, lm.model, lm.params, batches, n_top=options.n_top, exclude=special)
+    special = left_out(tokens, text)
+    batches = _read(tokens, options.tokens, output)
+    with output.busy("describing latents") as told:
+        each = _telling(batches, told)
+        found = saes.describe_latents(sae, lm.model, lm.params, each, n_top=options.n_top, exclude=special)
     ids = range(lm.config.d_vocab)
     texts = [str(i) for i in ids] if lm.tokenizer is None else lm.tokenizer.str_tokens(ids)
-    predicates = None
-    if options.labels:
-        with output.busy("labelling latents"):
-            half = len(batches) // 2
-            count = lambda part: saes.count_tokens(sae, lm.model, lm.params, part, exclude=special)
-            predicates = saes.predicates(count(batches[:half]), count(batches[half:]), texts)
-    about = {**provenance(lm, options.model, command), "dictionary": options.dictionary, "text": options.text.text.name}
+    predicates = _labels(sae, lm, batches, special, texts, output) if options.labels else None
+    about = {**provenance(lm, model, command), "dictionary": options.dictionary, "text": text.text.name}
     index = viz.latent_pages(
         found, options.out, texts=texts, predicates=predicates, title=f"Latents of {sae.config.site}",
         notes=[f"A {dictionary_line(sae)}."], provenance=about, command=command,
@@ -100,12 +99,45 @@ def run(options: Page, output: Output, command: str) -> dict[str, Any]:
         output.line(f"{predicates.count():,} have a label with an F1 above 0.8 on the other half of the text")
     output.line(f"  {index}   open it in a browser: search, sort, go from latent to latent")
     return {
-        **model_facts(lm, options.model),
+        **model_facts(lm, model),
         "sae": saes.described(sae.config),
         "tokens": int(found.rows),
         "active": active,
         "files": [str(index)],
     }
+
+
+def _read(tokens: Tokens, wanted: int, output: Output) -> list[TokenBatch]:
+    """The batches of text that hold so many tokens, or all there are, which is noted."""
+    n_batches = math.ceil(wanted / (tokens.batch_size * tokens.n_ctx))
+    batches = list(itertools.islice(tokens, n_batches))
+    if len(batches) < n_batches or next(tokens, None) is None:
+        n_read = sum(int((batch.documents >= 0).sum()) for batch in batches)
+        if n_read < wanted:
+            output.note(
+                f"the text ran out: it has {n_read:,} tokens, where --tokens asks for {wanted:,}. All were read."
+            )
+    return batches
+
+
+def _telling(batches: list[TokenBatch], told: Callable[[float], None]) -> Iterator[TokenBatch]:
+    """The batches; `told` hears which share of them is done."""
+    for i, batch in enumerate(batches, start=1):
+        yield batch
+        told(i / len(batches))
+
+
+def _labels(
+    sae: SAE, lm: LanguageModel, batches: list[TokenBatch], special: Sequence[int], texts: Sequence[str], output: Output
+) -> Any:
+    """The best written predicate of each latent: found on the first half of the text, judged on the second."""
+    half = len(batches) // 2
+    with output.busy("labelling latents") as told:
+        first, second = (
+            saes.count_tokens(sae, lm.model, lm.params, _telling(part, told), exclude=special)
+            for part in (batches[:half], batches[half:])
+        )
+        return saes.predicates(first, second, texts)
 
 
 COMMAND = Command(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from jaxinterp.cli._options import (
     model_facts,
     provenance,
 )
-from jaxinterp.cli._output import Output, number_or_none
+from jaxinterp.cli._output import SECONDS_BETWEEN_LINES, Output, number_or_none
 from jaxinterp.cli._sae_options import TextArgs, dictionary_line, fields_of, open_stream, options_of, read_text
 from jaxinterp.saes import SAE, SAEConfig, TrainConfig
 from jaxinterp.store import Checkpoints, atomic_file
@@ -73,11 +74,39 @@ class Train(Generic[Settings]):
     output: OutputArgs = dataclasses.field(default_factory=OutputOptions)
 
 
-def options(arguments: list[str]) -> Any:
-    """The options with those of the architecture that the arguments name."""
+def _named(arguments: list[str]) -> str:
+    """The architecture that the arguments name."""
     named = [two for one, two in itertools.pairwise(arguments) if one == "--architecture"]
     named += [one.partition("=")[2] for one in arguments if one.startswith("--architecture=")]
-    return Train[saes.ARCHITECTURES.get((named or [DEFAULT])[-1], saes.TopK)]
+    return (named or [DEFAULT])[-1]
+
+
+def options(arguments: list[str]) -> Any:
+    """The options with those of the architecture that the arguments name."""
+    return Train[saes.ARCHITECTURES.get(_named(arguments), saes.TopK)]
+
+
+def chosen(arguments: list[str]) -> str:
+    """The architecture as an option, where it is not the one by default: so the help of the right one is pointed to."""
+    name = _named(arguments)
+    return f"--architecture {name}" if name in saes.ARCHITECTURES and name != DEFAULT else ""
+
+
+def advice(arguments: list[str]) -> str:
+    """Which architectures have the options that the chosen one has not."""
+    have = {name: {field.name for field in dataclasses.fields(kind)} for name, kind in saes.ARCHITECTURES.items()}
+    kind = _named(arguments)
+    here = have.get(kind, set())
+    given = dict.fromkeys(one.partition("=")[0][2:].replace("-", "_") for one in arguments if one.startswith("--"))
+    lines = []
+    for option in given:
+        owners = [name for name, fields in have.items() if option in fields]
+        if owners and option not in here:
+            lines.append(
+                f"--{option.replace('_', '-')} is an option of --architecture {', '.join(owners)}, and not of {kind}: "
+                f"`jaxinterp sae train --architecture {owners[0]} --help` explains it."
+            )
+    return "\n".join(lines)
 
 
 def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
@@ -88,11 +117,14 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     tokens = read_text(lm, options.model, options.text, seed=options.training.seed, epochs=None)
     site = options.site or f"resid_post.{(lm.config.n_layers - 1) // 2}"
     sites = [site, *([] if options.target is None else [options.target])]
-    stream = open_stream(lm, tokens, sites, batch_size=options.batch_size, seed=options.training.seed)
+    stream = open_stream(lm, tokens, sites, options.text, batch_size=options.batch_size, seed=options.training.seed)
     config = _config(options, stream)
     check_folder(options.out)
     output.line(headline(lm, options.model), style="dim")
-    with _kept(options.out, command):
+    done = _done(options.out)
+    if done and done < config.steps:
+        output.line(f"{options.out} holds this run: it goes on from step {done:,} of {config.steps:,}")
+    with _kept(options.out, command), _lines(options.out / METRICS, config.steps, output):
         sae = saes.train(config, stream, folder=options.out, progress=output.bars)
     about = {**provenance(lm, options.model, command), "stream": stream.description}
     sae = dataclasses.replace(sae, source=saes.Source(form="jaxinterp", files=(("provenance.json", _json(about)),)))
@@ -101,12 +133,15 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     with atomic_file(options.out / CURVES) as partial:
         viz.plot_training(rows, size=dictionary_line(sae)).savefig(partial, dpi=150)
     last = rows[-1]
+    if done >= config.steps:
+        output.line(f"{options.out} holds this run, and it is finished already: nothing was trained")
     _print(output, sae, last, folder, options)
     measured = {name: number_or_none(last[name]) for name in ("loss", "fvu", "l0", "dead")}
     return {
         **model_facts(lm, options.model),
         "sae": saes.described(sae.config),
         "steps": last["step"],
+        "steps_before": done,
         "rows": last["rows"],
         **measured,
         "files": [str(folder), *(str(options.out / name) for name in (METRICS, CURVES, CHECKPOINTS))],
@@ -122,6 +157,39 @@ def _config(options: Train[Any], stream: ActivationStream) -> TrainConfig:
         n_latents=options.n_latents or 8 * stream.widths[site], **fields_of(options.sae),
     )  # fmt: skip
     return TrainConfig(sae=sae, **fields_of(options.training))
+
+
+def _done(folder: Path) -> int:
+    """The newest step that a run in the folder has kept; 0 if there is none."""
+    if not (folder / CHECKPOINTS).is_dir():
+        return 0
+    with Checkpoints(folder / CHECKPOINTS) as checkpoints:
+        return max(checkpoints.steps, default=0)
+
+
+@contextlib.contextmanager
+def _lines(path: Path, steps: int, output: Output) -> Iterator[None]:
+    """Where no progress bar is shown, a line now and then on how far it is: the newest row of its metrics."""
+    if output.as_json or output.bars:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        said = None
+        while not stop.wait(SECONDS_BETWEEN_LINES):
+            rows = saes.read_metrics(path) if path.is_file() else []
+            if rows and rows[-1]["step"] != said:
+                said = rows[-1]["step"]
+                output.step(f"step {said:,} of {steps:,}: loss {rows[-1]['loss']:.4g}, FVU {rows[-1]['fvu']:.4f}")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
 
 
 def _json(content: dict[str, Any]) -> bytes:
@@ -167,13 +235,16 @@ def _print(output: Output, sae: SAE, last: dict[str, Any], folder: Path, options
     ):
         output.line(f"  {path}   {what}")
     output.heading("next")
-    model = "" if options.model.model == "stories" else f" --model {options.model.model}"
-    output.line(f"  jaxinterp sae eval {folder} --text {options.text.text}{model}")
+    output.line(
+        f"  jaxinterp sae eval {shlex.quote(str(folder))} --text OTHER_TEXT   (a text that it was not trained on)"
+    )
 
 
 COMMAND = Command(
     options=options,
     run=run,
+    chosen=chosen,
+    advice=advice,
     description="""\
 Trains a sparse dictionary (SAE, or a transcoder with --target) on the values that a site of a model takes on a text.
 

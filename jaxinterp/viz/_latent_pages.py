@@ -1,7 +1,9 @@
 """The latents of a dictionary as a folder of static pages: an index, and one page that shows any of them."""
 
+import ast
 import collections
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -21,6 +23,8 @@ CHUNK = 64
 _TOKENS = 5
 _MARK = "/* jaxinterp: latents of a dictionary */ "
 _PAGES = ("index.html", "latent.html")
+_SET = re.compile(r"(token|previous token) is one of (.+)", re.DOTALL)  # a label of `saes.predicates`
+_BYTES = re.compile(r"(<0x[0-9A-F]{2}>|<U\+00[0-9A-F]{2}>)+")
 
 
 def latent_pages(
@@ -89,11 +93,13 @@ def latent_pages(
             text = f"{_MARK}addLatents({first // CHUNK}, {json_text(chunk)});\n"
             (data / _chunk_name(first // CHUNK)).write_text(text, encoding="ascii")
         index = _index(descriptions, used, texts, predicates, title)
+        index["where"] = _where(title, descriptions.site, (provenance or {}).get("model"))
         (data / "index.js").write_text(f"{_MARK}const latents = {json_text(index)};\n", encoding="ascii")
         facts = {"site": descriptions.site or None, "tokens": f"{int(descriptions.rows):,}"} | dict(provenance or {})
         head = f"<header><h1>{escape(title)}</h1><p class='soft' id='about'></p></header>"
         ledes = [f'<p class="lede">{escape(note)}</p>' for note in notes]
-        listed = [head, *ledes, _LIST, provenance_html(facts, command)]
+        source = f"<details class='source'><summary>Where this comes from</summary>{provenance_html(facts, command)}</details>"
+        listed = [head, *ledes, source, _LIST]
         for name, body, script in (("latent", [_LATENT], "latents_one.js"), ("index", listed, "latents_index.js")):
             write_page(
                 partial / f"{name}.html", heading=title, body=body, data={}, styles=["page.css", "latents.css"],
@@ -108,7 +114,8 @@ _LIST = f"""{_NO_SCRIPT}
 <div class="tools"><input id="search" type="search" placeholder="number, token or label" aria-label="search" autocomplete="off">
 <label class="small soft"><input id="dead" type="checkbox"> also those that are never active</label>
 <span id="count" class="small soft" aria-live="polite"></span></div>
-<table id="list"><thead><tr></tr></thead><tbody></tbody></table>"""
+<table id="list"><thead><tr></tr></thead><tbody></tbody></table>
+<p id="nothing" class="soft"></p>"""
 _LATENT = f"""<nav><a href="index.html" id="back"></a><span class="steps"><a id="previous">previous</a><a id="next">next</a>
 <form id="jump"><input inputmode="numeric" size="6" placeholder="latent" aria-label="go to latent"></form></span></nav>
 {_NO_SCRIPT}
@@ -147,22 +154,39 @@ def _index(
     found: LatentDescriptions, used: np.ndarray, texts: Sequence[str], predicates: Predicates | None, title: str
 ) -> dict[str, Any]:
     """What the list of all latents shows, by column."""
-    at = found.before
-    own = found.top.tokens[..., at]
+    own = found.top.tokens[..., found.before]
+    shown = [printable(texts[int(i)]) for i in used]
+    is_bytes = lambda place: _BYTES.fullmatch(shown[place]) is not None
+    promotes = [sorted(line, key=is_bytes)[:_TOKENS] for line in _places(used, found.promoted.ids)]  # text first
     fires = [[token for token, _ in collections.Counter(line).most_common(_TOKENS)] for line in _places(used, own)]
     return {
         "title": title,
         "chunk": CHUNK,
         "rows": int(found.rows),
-        "tokens": [printable(texts[int(i)]) for i in used],
+        "tokens": shown,
         "rate": _short(found.firing_rate),
         "max": _short(found.max_activation),
         "mean": _short(found.mean_activation),
         "fires": fires,
-        "promotes": _places(used, found.promoted.ids[:, :_TOKENS]) if found.promoted.ids.size else None,
-        "labels": None if predicates is None else list(predicates.texts),
+        "promotes": promotes if found.promoted.ids.size else None,
+        "labels": None if predicates is None else [_label(text) for text in predicates.texts],
         "f1": None if predicates is None else _short(predicates.f1),
     }
+
+
+def _label(text: str) -> str | list[Any]:
+    """A label that is a set of tokens as what is one of them, and their texts; any other as it is."""
+    found = _SET.fullmatch(text)
+    try:
+        members = ast.literal_eval(f"[{found[2]}]") if found else []
+    except (SyntaxError, ValueError):
+        return text
+    return [found[1], [*map(printable, members)]] if found and all(isinstance(m, str) for m in members) else text
+
+
+def _where(title: str, *parts: object) -> str:
+    """What a latent is of: the title, and what it leaves out."""
+    return ", ".join([title, *(str(part) for part in parts if part and str(part) not in title)])
 
 
 def _chunks(found: LatentDescriptions, used: np.ndarray) -> Iterator[tuple[int, list[dict[str, Any]]]]:

@@ -23,8 +23,15 @@ const sized = (v, digits = 3) => {
 const share = (v) => (v === 0 ? "never" : `${sized(100 * v)} %`);
 // Spaces are seen where a token stands alone; in a stretch of text they are spaces.
 const visible = (text) => text.replaceAll(" ", "\u00b7");
-const chips = (tokens) => element("div", { class: "chips" }, ...tokens.map(token));
-const token = (i) => element("span", { class: "chip mono" }, visible(latents.tokens[i]));
+const plain = (text) => [text];
+const chip = (text, drawn = plain) => element("span", { class: "chip mono" }, ...drawn(visible(text)));
+const chips = (texts, drawn = plain) => element("div", { class: "chips" }, ...texts.map((text) => chip(text, drawn)));
+const texts = (places) => places.map((i) => latents.tokens[i]);
+// A label is a sentence, or a set: what is one of which tokens.
+const isSet = (label) => Array.isArray(label);
+const sentence = (label) => (isSet(label) ? `${label[0]} is one of ${label[1].map(visible).join(", ")}` : label);
+// In little room a set is its tokens alone, unless they are those of the token before.
+const brief = ([what, set], drawn = plain) => element("div", { class: "set" }, ...(what === "token" ? [] : [element("span", { class: "small soft" }, `${what}:`)]), chips(set, drawn));
 const isDead = (i) => latents.rate[i] === 0;
 
 // A histogram as an SVG; heights are logarithmic, since counts differ by powers of ten.
@@ -35,7 +42,8 @@ function bars(counts, { width = 320, height = 90, name, label, ticks, unit }) {
     made.append(...children);
     return made;
   };
-  const most = Math.log1p(Math.max(1, ...counts));
+  const largest = Math.max(1, ...counts);
+  const most = Math.log1p(largest);
   const step = width / counts.length;
   const drawn = counts.map((n, i) => {
     const tall = (height * Math.log1p(n)) / most;
@@ -45,11 +53,15 @@ function bars(counts, { width = 320, height = 90, name, label, ticks, unit }) {
     return svg("g", {}, bar, all);
   });
   const axis = svg("line", { x1: 0, x2: width, y1: height, y2: height, class: "rule" });
+  const top = svg("line", { x1: 0, x2: width, y1: 0, y2: 0, class: "grid" });
+  const scale = svg("text", { x: 0, y: -5, class: "axis" });
+  scale.textContent = `${whole(largest)} ${largest === 1 ? unit.replace(/s$/, "") : unit}`;
   const marks = ticks.map(([at, text]) => {
     const anchor = at <= 0 ? "start" : at >= counts.length ? "end" : "middle";
     const mark = svg("text", { x: at * step, y: height + 15, "text-anchor": anchor, class: "axis" });
     mark.textContent = text;
     return mark;
   });
-  return svg("svg", { viewBox: `0 0 ${width} ${height + 20}`, class: "bars", role: "img", "aria-label": name }, ...drawn, axis, ...marks);
+  const box = { width, height: height + 38, viewBox: `0 -18 ${width} ${height + 38}` };
+  return svg("svg", { ...box, class: "bars", role: "img", "aria-label": name }, top, ...drawn, axis, scale, ...marks);
 }

@@ -1,10 +1,17 @@
 // The list: searched, sorted, and drawn only where it is seen, so that it may be long.
 const HEIGHT = 33;
+// While one searches, what is found stands first and is marked.
+let pattern = null;
+const isFound = (text) => visible(text).split(pattern).length > 1;
+const marked = (text) => (pattern ? text.split(pattern).map((part, i) => (i % 2 ? element("mark", {}, part) : part)) : [text]);
+const foundFirst = (all) => (pattern ? [...all.filter(isFound), ...all.filter((text) => !isFound(text))] : all);
+const some = (places) => [chips(foundFirst(texts(places)), marked)];
+const label = (one) => (isSet(one) ? [brief([one[0], foundFirst(one[1])], marked)] : marked(one));
 const COLUMNS = [
   { name: "number", head: "latent", value: (i) => i, cell: (i) => [element("a", { href: `latent.html#${i}` }, String(i))], first: 1 },
-  { name: "fires", head: "fires on", cell: (i) => [chips(latents.fires[i])] },
-  { name: "promotes", head: "promotes", cell: (i) => [chips(latents.promotes[i])], absent: !latents.promotes },
-  { name: "label", head: "label", value: (i) => latents.labels[i], cell: (i) => [latents.labels[i]], first: 1, absent: !latents.labels },
+  { name: "fires", head: "fires on", cell: (i) => some(latents.fires[i]) },
+  { name: "promotes", head: "promotes", cell: (i) => some(latents.promotes[i]), about: "tokens that are bytes without text of their own come last here; a latent's page has them in their order", absent: !latents.promotes },
+  { name: "label", head: "label", value: (i) => sentence(latents.labels[i]), cell: (i) => label(latents.labels[i]), about: "a set of tokens: the token is one of them", first: 1, absent: !latents.labels },
   { name: "f1", head: "F1", value: (i) => latents.f1[i], cell: (i) => [latents.f1[i]?.toFixed(2) ?? "undefined"], first: -1, absent: !latents.f1 },
   { name: "rate", head: "firing rate", value: (i) => latents.rate[i], cell: (i) => [share(latents.rate[i])], first: -1 },
   { name: "max", head: "largest", value: (i) => latents.max[i], cell: (i) => [sized(latents.max[i])], first: -1 },
@@ -16,13 +23,15 @@ let shown = [];
 let drawn = [-1, -1];
 
 const words = latents.tokens.map((text) => visible(text.toLowerCase())); // as they are shown: "\u00b7dog" finds the token that begins a word
+const sought = (one) => (isSet(one) ? [...(one[0] === "token" ? [] : [one[0]]), ...one[1].map(visible)] : [one]).map((text) => text.toLowerCase()); // no lead words
 const haystacks = latents.fires.map((own, i) =>
-  [...own, ...(latents.promotes ? latents.promotes[i] : [])].map((t) => words[t]).concat(latents.labels ? latents.labels[i].toLowerCase() : []).join("\n"),
+  [...own, ...(latents.promotes ? latents.promotes[i] : [])].map((t) => words[t]).concat(latents.labels ? sought(latents.labels[i]) : []).join("\n"),
 );
 
 function find() {
   const asked = state.q.toLowerCase().split(/\s+/).filter(Boolean);
   const fits = (i) => asked.every((word) => String(i) === word.replace(/^#/, "") || haystacks[i].includes(word));
+  pattern = asked.length ? new RegExp(`(${asked.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|")})`, "i") : null;
   shown = [];
   for (let i = 0; i < count; i++) if ((state.dead || !isDead(i)) && fits(i)) shown.push(i);
   const { value } = COLUMNS.find((column) => column.name === state.sort);
@@ -30,6 +39,9 @@ function find() {
   shown.sort((a, b) => state.way * compare(value(a), value(b)) || a - b);
   const dead = state.dead ? 0 : latents.rate.filter((rate) => rate === 0).length;
   byId("count").textContent = `${whole(shown.length)} of ${whole(count - dead)} latents`;
+  const among = `numbers, the tokens listed here${latents.labels ? ", and labels" : ""}${dead ? ", of latents that are ever active" : ""}`;
+  const fault = asked.length ? `Nothing fits \u201c${state.q.trim()}\u201d. Searched are ${among}.` : "No latent is ever active.";
+  byId("nothing").textContent = shown.length ? "" : fault;
   for (const head of document.querySelectorAll("#list th")) {
     const sorted = head.dataset.name === state.sort;
     if (head.dataset.sortable) head.setAttribute("aria-sort", sorted ? (state.way > 0 ? "ascending" : "descending") : "none");
@@ -41,7 +53,7 @@ function find() {
 function row(i) {
   const cells = COLUMNS.map((column) => element("td", { class: column.name }, ...column.cell(i)));
   const made = element("tr", { "data-i": i, class: isDead(i) ? "dead" : "" }, ...cells);
-  if (latents.labels) made.querySelector(".label").title = latents.labels[i];
+  if (latents.labels) made.querySelector(".label").title = sentence(latents.labels[i]);
   return made;
 }
 
@@ -81,7 +93,7 @@ function fromAddress() {
 
 function begin() {
   const heads = COLUMNS.map((column) => {
-    if (!column.value) return element("th", { class: column.name, "data-name": column.name, scope: "col" }, column.head);
+    if (!column.value) return element("th", { class: column.name, "data-name": column.name, scope: "col", title: column.about ?? null }, column.head);
     const button = element("button", { type: "button" }, column.head);
     button.addEventListener("click", () => {
       state.way = state.sort === column.name ? -state.way : column.first;
@@ -89,9 +101,10 @@ function begin() {
       find();
       keep();
     });
-    return element("th", { class: column.name, "data-name": column.name, "data-sortable": "yes", scope: "col" }, button);
+    return element("th", { class: column.name, "data-name": column.name, "data-sortable": "yes", scope: "col", title: column.about ?? null }, button);
   });
   document.querySelector("#list thead tr").append(...heads);
+  byId("list").classList.toggle("labelled", Boolean(latents.labels));
   const dead = latents.rate.filter((rate) => rate === 0).length;
   byId("about").textContent = `${whole(count)} latents, ${dead ? `${whole(dead)} of them never active, ` : ""}in ${whole(latents.rows)} tokens`;
   const least = Math.floor(Math.log10(1 / latents.rows));

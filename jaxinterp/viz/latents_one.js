@@ -19,19 +19,22 @@ function load(number) {
 
 // A latent as a link that says what it is about.
 function other(i) {
-  const about = latents.labels ? element("div", { class: "about small soft", title: latents.labels[i] }, latents.labels[i]) : chips(latents.fires[i].slice(0, 3));
+  const label = latents.labels?.[i];
+  const about = !latents.labels ? chips(texts(latents.fires[i].slice(0, 3))) : isSet(label) ? brief(label) : element("div", { class: "about small soft" }, label);
+  if (latents.labels) about.title = sentence(label);
   return [element("div", { class: "other" }, element("a", { href: `#${i}` }, String(i)), about)];
 }
 
 function context([center, tokens, active], most) {
   const values = new Map(active);
-  const text = element("span", { class: "text" });
-  tokens.forEach((t, at) => {
+  const spans = tokens.map((t, at) => {
     const value = values.get(at) ?? 0;
     const span = element("span", { title: value ? `activation ${sized(value)}` : null, class: at === center ? "own" : null }, latents.tokens[t]);
     if (value) span.style.setProperty("--v", (0.1 + 0.9 * Math.min(1, value / most)).toFixed(3));
-    text.append(span);
+    return span;
   });
+  const half = (name, part) => element("div", { class: name }, element("div", {}, ...part));
+  const text = element("div", { class: "text" }, half("before", spans.slice(0, center)), half("behind", spans.slice(center)));
   return element("li", {}, element("span", { class: "n soft" }, sized(values.get(center) ?? 0)), text);
 }
 
@@ -51,11 +54,11 @@ function facts(i, one) {
     ...(isDead(i) ? {} : { "largest activation": sized(latents.max[i]), "mean, where active": sized(latents.mean[i]) }),
     ...(latents.f1 ? { "F1 of the label": sized(latents.f1[i]) } : {}),
   };
-  return element("dl", { class: "facts" }, ...Object.entries(listed).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
+  return element("dl", { class: "facts" }, ...Object.entries(listed).map(([name, value]) => element("div", {}, element("dt", {}, name), element("dd", {}, value))));
 }
 
 function aside(i, one) {
-  const parts = [facts(i, one)];
+  const parts = [];
   if (one.counts.length) {
     const edge = (bin) => sized(bin * one.width);
     const chart = { name: "histogram of activations", unit: "tokens", label: (bin) => `activation ${edge(bin)} to ${edge(bin + 1)}` };
@@ -64,7 +67,7 @@ function aside(i, one) {
     parts.push(block("Activations", "heights are logarithmic", bars(one.counts, { ...chart, ticks })));
   }
   if (one.promoted.length) {
-    const side = (name, pairs) => table([name, "logits"], pairs.map(([t, v]) => [[token(t)], sized(v, 2)]));
+    const side = (name, pairs) => table([name, "logits"], pairs.map(([t, v]) => [[chip(latents.tokens[t])], sized(v, 2)]));
     const both = element("div", { class: "sides" }, side("promoted", one.promoted), side("suppressed", one.suppressed));
     parts.push(block("Tokens", "logits of the decoder's direction alone, above the mean of all tokens", both));
   }
@@ -96,6 +99,12 @@ function examples(i, one) {
   return made;
 }
 
+function header(i) {
+  const label = latents.labels?.[i];
+  const lede = isSet(label) ? element("div", { class: "lede set" }, element("span", {}, `${label[0]} is one of`), ...label[1].map((text) => chip(text))) : element("p", { class: "lede" }, label ?? "");
+  return element("header", {}, element("h1", {}, `Latent ${i}`), element("p", { class: "soft where" }, latents.where), ...(label ? [lede] : []));
+}
+
 // The next latent in a direction that is ever active.
 function step(i, way) {
   let at = i + way;
@@ -123,8 +132,7 @@ async function show() {
   try {
     const one = (await load(Math.floor(i / latents.chunk)))[i % latents.chunk];
     if (location.hash.slice(1) !== asked && location.hash) return; // gone on meanwhile
-    const label = latents.labels ? [element("p", { class: "lede" }, latents.labels[i])] : [];
-    place.replaceChildren(element("header", {}, element("h1", {}, `Latent ${i}`), ...label), element("div", { class: "one" }, aside(i, one), examples(i, one)));
+    place.replaceChildren(header(i), element("div", { class: "one" }, facts(i, one), examples(i, one), aside(i, one)));
   } catch (error) {
     place.replaceChildren(element("h1", {}, `Latent ${i}`), element("p", {}, error.message));
   }
@@ -142,6 +150,9 @@ document.addEventListener("keydown", (event) => {
   if (!link || event.target.closest("input") || event.altKey || event.ctrlKey || event.metaKey) return;
   const href = byId(link).getAttribute("href");
   if (href) location.hash = href;
+});
+byId("latent").addEventListener("click", (event) => {
+  if (!String(getSelection())) event.target.closest(".contexts li")?.classList.toggle("open");
 });
 window.addEventListener("hashchange", () => {
   window.scrollTo(0, 0);

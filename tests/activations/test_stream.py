@@ -1,6 +1,7 @@
 """Streams of activations: every row once, from everywhere, the same after a restore."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -279,3 +280,43 @@ def test_what_cannot_be_streamed(model, params):
         next(make(model, params, texts=["az"]))
     with pytest.raises(StreamEmptyError, match="had 3 rows, and 0 were served"):
         next(make(model, params, texts=["abc"]))
+
+
+@pytest.mark.parametrize("epochs", [1, 3, None])
+def test_an_epoch_without_a_kept_row_is_an_error_soon(model, params, epochs):
+    """ "kk" is BOS twice, one of which a text may name itself."""
+    stream = make(model, params, texts=["kk", "kkk"], buffer_size=10**5, tokens=dict(epochs=epochs))
+    compute, passes = stream._source.compute, []
+    stream._source.compute = lambda batch: (passes.append(0), compute(batch))[1]
+    with pytest.raises(InputError, match="list of 2 texts gives no row.*leave nothing of these tokens. Exclude less"):
+        next(stream)
+    assert len(passes) <= 2
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+def test_few_kept_rows_are_enough(model, params, seed):
+    """One row in an epoch of many batches, in a document that may wait."""
+    texts = ["k" * 200] * 3 + ["k" * 100 + "a"] + ["kkkk"] * 20
+    stream = make(model, params, texts=texts, tokens=dict(epochs=None, seed=seed), sites="embed")
+    tokens, kept = stream._source.tokens, 0
+    while tokens.passes < 12:
+        chunk = stream._source.read()
+        assert not chunk.is_barren
+        kept += chunk.is_kept.sum()
+    assert 9 <= kept <= 12
+
+
+def test_a_source_that_is_read_many_times_is_told_once(model, params):
+    stream = make(model, params, texts=["abcdefg"], tokens=dict(epochs=None), sites="embed")
+    with pytest.warns(
+        UserWarning, match=r"list of 1 text was read \d{3} times.* about 7 rows, .*batch of 16"
+    ) as caught:
+        for _ in range(100):
+            next(stream)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        few = make(model, params, texts=["abcdefg"], tokens=dict(epochs=80), sites="embed")
+        assert len(served(few)[0]) == 36
+        more = make(model, params, texts=["abcdefg"] * 3, tokens=dict(epochs=None), sites="embed")
+        assert len(served(more, 200)[0]) == 200 and more._passes > 100

@@ -1,6 +1,9 @@
 """Tokens from every source: nothing lost, packed rows, shuffled passes, shards, a place to go on from."""
 
 import json
+import os
+import signal
+import warnings
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import tokenizers
 
 import jaxinterp as ji
 from jaxinterp._errors import InputError, MissingFileError, TokenError
-from jaxinterp.activations import read_tokens
+from jaxinterp.activations import _tokens, read_tokens
 from jaxinterp.store import StoreMismatchError
 from tests.activations.conftest import LETTERS, TEXTS, Letters
 
@@ -171,3 +174,100 @@ def test_what_cannot_be_read(tmp_path):
     ]:
         with pytest.raises(kind, match=message):
             read_tokens(TEXTS, **{"tokenizer": LETTERS, **how, **more})
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("epochs", [1, 2, None])
+def test_a_source_without_a_token_is_an_error(seed, epochs, tmp_path):
+    how = dict(n_ctx=12, batch_size=4, seed=seed, epochs=epochs)
+    with pytest.raises(InputError, match="list of 2 texts gives no token: 2 documents .*separator"):
+        next(read_tokens(["", ""], LETTERS, **how))
+    (tmp_path / "bos.txt").write_text("k")  # "k" is 10, BOS
+    with pytest.raises(InputError, match=r"bos.txt \(1 document\) gives no token"):
+        next(read_tokens(tmp_path / "bos.txt", LETTERS, **how))
+    with pytest.raises(InputError, match="array of 3 documents gives no token"):
+        next(read_tokens(np.full((3, 4), 7), pad_id=7, **how))
+    assert len(next(read_tokens(["", "a", ""], LETTERS, **how)).tokens) == 4
+
+
+def test_a_part_without_a_token_is_an_error_where_it_has_no_end():
+    how = dict(n_ctx=12, batch_size=4, shard=(1, 2))
+    with pytest.raises(InputError, match="of part 1 of 2"):
+        next(read_tokens(["a", ""] * 2, LETTERS, epochs=None, **how))
+    assert list(read_tokens(["a", ""] * 2, LETTERS, epochs=2, **how)) == []
+    assert next(read_tokens(["a"] + [""] * 7, LETTERS, epochs=None, seed=0, **how)).documents.max() == 0
+
+
+def test_reading_can_be_interrupted():
+    class Slow(Letters):
+        def encode(self, text, *, prepend_bos=None):
+            os.kill(os.getpid(), signal.SIGINT)
+            return []
+
+    with pytest.raises(KeyboardInterrupt):
+        next(read_tokens([""] * 20_000, Slow(), n_ctx=12, batch_size=4, epochs=None))
+
+
+class Counting(Letters):
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, text, *, prepend_bos=None):
+        self.texts.append(text)
+        return super().encode(text)
+
+
+@pytest.mark.parametrize("texts", [["abcdefghi" * 2000], TEXTS])
+def test_a_short_source_is_tokenized_once(texts, monkeypatch):
+    tokenizer, how = Counting(), dict(n_ctx=12, batch_size=200, seed=0)
+    tokens = read_tokens(texts, tokenizer, epochs=None, **how)
+    batches = [next(tokens) for _ in range(40)]
+    assert tokens.passes > 3 and sorted(tokenizer.texts) == sorted(texts)
+    monkeypatch.setattr(_tokens, "KEPT", 200)  # but two or three are read in each pass
+    again = read_tokens(texts, LETTERS, epochs=None, **how)
+    for batch in batches:
+        np.testing.assert_array_equal(batch, next(again))
+    assert len(again._pieces._known) < 10
+
+
+def test_long_documents_are_few_ahead(monkeypatch):
+    ahead = lambda: read_tokens(["a" * 100] * 3, LETTERS, n_ctx=12, batch_size=1)._pieces.ahead
+    assert ahead() == _tokens.AHEAD
+    monkeypatch.setattr(_tokens, "AHEAD_BYTES", 250)
+    assert ahead() == 2
+    monkeypatch.setattr(_tokens, "AHEAD_BYTES", 1)
+    assert ahead() == 1
+
+
+def test_grain_sees_few_leaves():
+    """It measures each element by a walk over its tree."""
+    element = read_tokens(["abc" * 1000], LETTERS, n_ctx=12, batch_size=1)._pieces[0]
+    assert element[0] == 0 and element[1].dtype == np.int32 and element[1].shape == (3000,)
+
+
+def test_an_error_of_a_document_comes_each_time():
+    class Broken(Letters):
+        def encode(self, text, *, prepend_bos=None):
+            raise ValueError("no such letter")
+
+    tokens = read_tokens(["a"], Broken(), n_ctx=12, batch_size=1, epochs=None)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no such letter"):
+            next(tokens)
+
+
+def test_bytes_that_are_no_utf8_are_told_once(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"abc<|endoftext|>ab\xff\xfe<|endoftext|>\xff")
+
+    class Marks(Letters):
+        def encode(self, text, *, prepend_bos=None):
+            return [5 if letter == "\ufffd" else 1 for letter in text]
+
+    tokens = read_tokens(tmp_path / "a.txt", Marks(), n_ctx=12, batch_size=1)
+    with pytest.warns(UnicodeWarning, match="a.txt, document 1: byte 18 of the file is not valid UTF-8") as caught:
+        found = pieces_of(list(tokens))
+    assert len(caught) == 1 and [ids for _, ids in found] == [[10, 1, 1, 1], [10, 1, 1, 5, 5], [10, 5]]
+    (tmp_path / "b.txt").write_text("abc\u00e9")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(read_tokens(tmp_path / "b.txt", Marks(), n_ctx=12, batch_size=1))

@@ -48,6 +48,9 @@ def test_nothing_and_unknown_commands_and_options_are_usage_errors(cli):
     assert cli("sae").code == 2 and "\n  sae train " in cli("sae", "--help").out and cli("sae", "--help").code == 0
     assert cli("patch", "--ovr", "layer").code == 2
     assert cli("predict", "a", "--k", "many").code == 2
+    for wrong in (("sae", "eval", "d", "--text", "x", "--bogus", 3), ("patc",)):
+        done = cli(*wrong, "--json")
+        assert done.code == 2 and done.json()["error"]["type"] == "UsageError"
 
 
 def test_version(cli):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 
@@ -24,6 +25,7 @@ SHOWN = [
     "<U+2028>",
     "<empty>",
 ]
+BYTE = SHOWN.index("<0xE2>")
 DEAD = 71
 
 
@@ -81,7 +83,9 @@ def test_the_files_hold_what_was_described(tmp_path):
     assert listed["tokens"] == SHOWN and listed["labels"] == list(LABELS) and listed["rows"] == 1000
     np.testing.assert_allclose(listed["rate"], FOUND.firing_rate, rtol=1e-4)
     np.testing.assert_allclose(listed["max"], FOUND.max_activation, rtol=1e-4)
-    assert listed["fires"][DEAD] == [] and listed["promotes"][3] == FOUND.promoted.ids[3].tolist()
+    assert listed["fires"][DEAD] == []
+    for shown, ids in zip(listed["promotes"], FOUND.promoted.ids.tolist(), strict=True):
+        assert shown == [i for i in ids if i != BYTE] + [i for i in ids if i == BYTE]
     files = sorted(path.name for path in (index.parent / "data").glob("latents_*"))
     assert files == [f"latents_{i:05d}.js" for i in range(5)]
     every = [one for name in files for one in read(index.parent / "data" / name)]
@@ -104,6 +108,29 @@ def test_the_files_hold_what_was_described(tmp_path):
         np.testing.assert_allclose(
             one["coactive"][0][1:], [FOUND.coactive.values[i, 0], FOUND.coactive_share[i, 0]], rtol=1e-4
         )
+
+
+SETS = {
+    3: ("token is one of ' dog', '\\n', \"it's\"", ["token", [" dog", "⏎", "it's"]]),
+    4: ("previous token is one of ', ', '\\u202eabc', ''", ["previous token", [", ", "<U+202E>abc", "<empty>"]]),
+    5: ("token is one of my friends", "token is one of my friends"),
+    6: ("token is one of 1, 2", "token is one of 1, 2"),
+    7: ("token matches a space", "token matches a space"),
+}
+WITH_SETS = dataclasses.replace(
+    PREDICATES, texts=tuple(SETS[i][0] if i in SETS else text for i, text in enumerate(LABELS))
+)
+
+
+def test_labels_that_are_sets_of_tokens_are_kept_as_sets(tmp_path):
+    index = latent_pages(
+        FOUND, tmp_path / "out", texts=TEXTS, predicates=WITH_SETS, title="T", provenance={"model": "m"}
+    )
+    listed = read(index.parent / "data" / "index.js")
+    assert {i: listed["labels"][i] for i in SETS} == {i: kept for i, (_, kept) in SETS.items()}
+    assert listed["where"] == "T, resid_post.0, m"
+    latent_pages(FOUND, tmp_path / "out", texts=TEXTS, title="Latents of resid_post.0")
+    assert read(index.parent / "data" / "index.js")["where"] == "Latents of resid_post.0"
 
 
 def test_the_pages_ask_nothing_of_a_network(tmp_path):
@@ -249,6 +276,63 @@ def test_in_a_browser_a_latent_is_shown_with_links_to_others(tmp_path, ask_brows
     assert said[12:15] == ["#72", "#69", "Latent 72"]
     assert said[15:17] == ["never", 0]
     assert said[17:] == ["Latent 299", None, "There is no latent 300: they are 0 to 299."]
+
+
+SETS_IN_LIST = """
+const cell = (i, name) => document.querySelector(`tr[data-i="${i}"] .${name}`);
+const parts = (root, what) => [...root.querySelectorAll(what)].map((one) => one.textContent);
+said.push(parts(cell(3, 'label'), '.chip'), cell(3, 'label').textContent, cell(3, 'label').title);
+said.push(cell(4, 'label').textContent, cell(5, 'label').textContent, document.querySelectorAll('mark').length);
+said.push(document.querySelector('#density .axis:not([text-anchor])').textContent, document.querySelector('.source').open);
+ask("IT'S"); said.push(rows(), parts(cell(3, 'label'), '.chip'), parts(document, '#list mark'));
+ask('token'); said.push(rows()); ask('previous'); said.push(rows()); // the lead words of a set of tokens are not shown
+ask('my frien'); said.push(rows(), parts(document, '#list mark'), document.getElementById('nothing').textContent);
+ask('zz('); said.push(document.getElementById('nothing').textContent);
+ask(''); const narrow = cell(3, 'label').querySelector('.chips'); narrow.style.width = '85px';
+const boxes = [...narrow.children].map((one) => one.getBoundingClientRect());
+const end = narrow.getBoundingClientRect(); // what does not fit stands whole below the line that is seen
+said.push(boxes.map((box) => box.top >= end.bottom), boxes.every((box) => box.right <= end.right));
+"""
+SETS_IN_LIST = INDEX.split("said.push", 1)[0] + SETS_IN_LIST
+SETS_OF_ONE = """
+await wait(() => heading() === 'Latent 3');
+const lede = document.querySelector('.lede');
+said.push(lede.firstChild.textContent, [...lede.querySelectorAll('.chip')].map((one) => one.textContent));
+said.push(document.querySelector('.where').textContent, document.querySelector('aside .axis:not([text-anchor])').textContent);
+const at = (what) => [...document.querySelectorAll(what)].map((one) => one.getBoundingClientRect());
+const lefts = () => new Set(at('.contexts .own').map((box) => Math.round(box.left))).size;
+said.push(innerWidth, at('.examples')[0].bottom <= at('aside')[0].top, at('.contexts').length, lefts());
+const ends = at('.contexts .before span:last-child').map((box) => Math.round(box.right));
+said.push(new Set([...ends, ...at('.contexts .own').map((box) => Math.round(box.left))]).size);
+const first = document.querySelector('.contexts li');
+first.click(); said.push(first.className, getComputedStyle(first.querySelector('.text')).display, lefts());
+"""
+SETS_OF_ONE = ONE.split("await wait(() => heading() === 'Latent 70')")[0] + SETS_OF_ONE
+
+
+@pytest.mark.slow
+def test_in_a_browser_sets_are_chips_and_what_is_searched_is_marked(tmp_path, ask_browser):
+    index = latent_pages(FOUND, tmp_path / "out", texts=TEXTS, predicates=WITH_SETS)
+    said = ask_browser(index, SETS_IN_LIST)
+    assert said[:3] == [["·dog", "⏎", "it's"], "·dog⏎it's", "token is one of ·dog, ⏎, it's"]
+    assert said[3:6] == ["previous token:,·<U+202E>abc<empty>", "token is one of my friends", 0]
+    exponents = np.clip(np.floor(4 * (np.log10(FOUND.firing_rate[FOUND.firing_rate > 0]) + 3)), 0, 11)
+    assert said[6:8] == [f"{np.bincount(exponents.astype(int)).max()} latents", False]
+    assert said[8:11] == [[3], ["it's", "·dog", "⏎"], ["it's"]]
+    assert said[11:13] == [[4, 5, 6, 7], [4]]
+    assert said[13:16] == [[5], ["my", "frien"], ""]
+    expected = "Searched are numbers, the tokens listed here, and labels, of latents that are ever active."
+    assert said[16:] == [f"Nothing fits “zz(”. {expected}", [False, False, True], True]
+
+
+@pytest.mark.slow
+def test_in_a_browser_contexts_come_first_and_are_aligned_at_their_token(tmp_path, ask_browser):
+    index = latent_pages(FOUND, tmp_path / "out", texts=TEXTS, predicates=WITH_SETS, title="Of a test")
+    said = ask_browser(index.with_name("latent.html"), SETS_OF_ONE, "#3")
+    assert said[:3] == ["token is one of", ["·dog", "⏎", "it's"], "Of a test, resid_post.0"]
+    assert said[3] == f"{FOUND.counts[3].max()} tokens"
+    assert 640 <= said[4] <= 900 and said[5:8] == [True, 3, 1]
+    assert said[8:11] == [1, "open", "block"] and said[11] > 1
 
 
 MANY = """
