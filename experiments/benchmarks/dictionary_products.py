@@ -27,14 +27,14 @@ def make_call(form, width, latents, k):
     x, weights = jax.random.normal(keys[0], (ROWS, width)), jax.random.normal(keys[1], (latents, width))
     values, indices = jax.lax.top_k(jax.random.normal(keys[2], (ROWS, latents)), k)
 
-    def loss(encoder, decoder):
+    def loss(encoder, decoder, x, values, indices):  # arguments all: XLA would compute with constants when it compiles
         z = saes.encode_active(x, jnp.zeros(width), encoder, jnp.zeros(latents), values, indices)
         return jnp.sum(jnp.square(saes.decode_active(z, indices, decoder) - x))
 
     kept, _sparse.DENSE_FROM = _sparse.DENSE_FROM, 0 if form == "by index" else latents + 1
-    call = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, weights).compile()
+    call = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(weights, weights, x, values, indices).compile()
     _sparse.DENSE_FROM = kept
-    return lambda: jax.block_until_ready(call(weights, weights))
+    return lambda: jax.block_until_ready(call(weights, weights, x, values, indices))
 
 
 def ratio(width, latents, k, rounds):
