@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.sae_ladder import run
+from experiments.sae_ladder import run, summary
 from jaxinterp import saes
 
 RESULTS = Path(run.__file__).parent / "results.json"
@@ -35,6 +35,11 @@ def test_each_dictionary_is_better_than_a_random_one(kept):
     for row in rows:
         assert row["fvu"] < row["random"]["fvu"] and row["over_zero"] > row["random"]["over_zero"], row
         assert row["described"] > row["random"]["described"] and row["described_shuffled"] == 0
+
+
+def test_the_page_has_the_kept_numbers(kept):
+    page = (RESULTS.parent / "README.md").read_text()
+    assert summary.filled(page, kept) == page and page.count("<!-- end -->") == len(summary.tables(kept)) == 6
 
 
 def test_predicates_describe_the_trained_model_better_than_one_of_random_weights(kept):
