@@ -1,11 +1,13 @@
 """A run from tokens to a dictionary on stories260k, on one core: forward passes, shuffling and steps; TopK, k 32, float32.
 
 Ours against SAELens's own store and trainer, on the same weights (its HookedTransformer), tokens and settings, 10 steps of each
-turn by turn. With `--ensemble` instead 8 small dictionaries on one stream against 8 runs one after the other.
+turn by turn. With `--ensemble` instead 8 small dictionaries on one stream against 8 runs one after the other; with `--shares`
+what our run spends on reading, forward passes, shuffling and steps.
 
     make parity            # makes .venv-parity
     taskset -c 0 .venv-parity/bin/python -m experiments.benchmarks.dictionary_run
     taskset -c 0 .venv-parity/bin/python -m experiments.benchmarks.dictionary_run --ensemble
+    taskset -c 0 .venv-parity/bin/python -m experiments.benchmarks.dictionary_run --shares
 """
 
 import argparse
@@ -35,12 +37,17 @@ def read(folder, n):
     return lm, np.stack(pieces[:n]).astype(np.int32)
 
 
+def stream_of(lm, ids, **more):
+    """Activations of the model."""
+    tokens = activations.read_tokens(ids, n_ctx=N_CTX, batch_size=PROMPTS, pack=False, seed=0, epochs=None)
+    return activations.ActivationStream(
+        lm.model, lm.params, tokens, [SITE], batch_size=ROWS, key=jax.random.key(0), exclude=(), **more
+    )
+
+
 def ours(lm, ids, configs):
     """`saes.train_ensemble` with a stream of the model, a step at a time."""
-    tokens = activations.read_tokens(ids, n_ctx=N_CTX, batch_size=PROMPTS, pack=False, seed=0, epochs=None)
-    stream = activations.ActivationStream(
-        lm.model, lm.params, tokens, [SITE], batch_size=ROWS, key=jax.random.key(0), exclude=()
-    )
+    stream = stream_of(lm, ids)
     program = saes.make_program(configs, stacked=len(configs) > 1)
     state = None
 
@@ -160,18 +167,41 @@ def ensemble(lm, ids, rounds):
     }
 
 
+def shares(lm, ids, rounds):
+    """Seconds of each part of our run; steps and batches are what refills leave of the whole."""
+    stream, config = stream_of(lm, ids, timed=True), config_of(saes.TopK(k=K), LATENTS)
+    program = saes.make_program([config])
+    x = next(stream)[SITE]
+    state, _ = program.step(program.first(x, x), x, x)  # compiles
+    jax.block_until_ready(state)
+    before, start = dict(stream.timings), time.perf_counter()
+    for _ in range(rounds * CHUNK):
+        x = next(stream)[SITE]
+        state, _ = program.step(state, x, x)
+        jax.block_until_ready(state)  # so that no step is counted with the refill behind it
+    total = time.perf_counter() - start
+    seconds = {name: value - before[name] for name, value in stream.timings.items()}
+    seconds["step"] = total - sum(seconds.values())
+    return {
+        "work": f"TopK, {LATENTS} latents, k {K}, {ROWS} rows, {rounds * CHUNK} steps, one core",
+        "shares": {name: round(value / total, 4) for name, value in seconds.items()},
+    }
+
+
 def main():
     """Prints the ratio, and adds it to the result beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--ensemble", action="store_true")
+    parser.add_argument("--shares", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("dictionary_run.json"))
     arguments = parser.parse_args()
     lm, ids = read(arguments.data, 2_000)
-    work = ensemble if arguments.ensemble else against_saelens
+    name, work = ("shares", shares) if arguments.shares else ("end to end", against_saelens)
+    name, work = ("ensemble", ensemble) if arguments.ensemble else (name, work)
     result = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    result["ensemble" if arguments.ensemble else "end to end"] = work(lm, ids, arguments.rounds)
+    result[name] = work(lm, ids, arguments.rounds)
     print(json.dumps(result, indent=2))
     arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
