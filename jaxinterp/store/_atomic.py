@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxinterp._errors import SaveError
 
@@ -51,29 +52,35 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         _flush(final.parent)
 
 
+def take_lock(file: Any, taken: Exception) -> None:
+    """Locks an open file until it is closed, or raises `taken`, if it is locked elsewhere.
+
+    Where the system or the file system has no such locks, nobody watches.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise taken from error
+    except (ImportError, OSError):
+        return
+
+
 @contextlib.contextmanager
 def locked(folder: Path, what: str) -> Iterator[None]:
-    """One process at a time writes to a folder; where the system or the file system has no such locks, nobody watches.
+    """One process at a time writes to a folder.
 
     Raises:
         SaveError: another one does.
     """
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SaveError(
-                f"{what} in {folder} is going on already, in this process or another. Wait until it ends, stop it, or choose "
-                "another folder."
-            ) from error
-        except OSError:
-            pass
+        taken = SaveError(
+            f"{what} in {folder} is going on already, in this process or another. Wait until it ends, stop it, or choose another "
+            "folder."
+        )
+        take_lock(file, taken)
         yield
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxinterp._errors import InputError, MissingFileError, SaveError
-from jaxinterp.store._atomic import atomic_file
+from jaxinterp.store._atomic import atomic_file, take_lock
 from jaxinterp.store._journal import PIECE, Entry, as_runs, file_checksum, parse
 from jaxinterp.store._manifest import (
     FORMAT,
@@ -199,7 +199,11 @@ class ResultStore:
         """Locks, checks what is there, warns of what is lost, makes what is missing."""
         if self._write:
             self._lock = open(self.path / MANIFEST, "r+b")  # noqa: SIM115 (closed in _release)
-            _lock(self._lock, self.path)
+            taken = InputError(
+                f"The results at {self.path} are open for writing already, by this process or another. Wait until it ends or stop "
+                "it, or open them with write=False."
+            )
+            take_lock(self._lock, taken)
         content = (self.path / JOURNAL).read_bytes() if (self.path / JOURNAL).exists() else b""
         entries, faults = self._parsed(content)
         damaged = {name: fault for name in self._arrays if (fault := self._fault(name))}
@@ -339,23 +343,6 @@ def _write_all(file: Any, content: bytes | memoryview) -> None:
     """An unbuffered file may take a part only."""
     while len(content):
         content = content[file.write(content) :]
-
-
-def _lock(file: Any, path: Path) -> None:
-    """One process writes; where the system or the file system has no such locks, nobody watches."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(
-            f"The results at {path} are open for writing already, by this process or another. Wait until it ends or stop it, or "
-            "open them with write=False."
-        ) from error
-    except OSError:
-        return
 
 
 def _explained(path: Path, act: Callable[[], None]) -> None:
