@@ -200,8 +200,8 @@ class ResultStore:
         if self._write:
             self._lock = open(self.path / MANIFEST, "r+b")  # noqa: SIM115 (closed in _release)
             taken = InputError(
-                f"The results at {self.path} are open for writing already, by this process or another. Wait until it ends or stop "
-                "it, or open them with write=False."
+                f"The results at {self.path} are open for writing already, by this process or another. Wait until it ends or "
+                "stop it, or open them with write=False."
             )
             take_lock(self._lock, taken)
         content = (self.path / JOURNAL).read_bytes() if (self.path / JOURNAL).exists() else b""
