@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from jaxinterp.saes import TokenCounts, predicates
+from jaxinterp.saes import TokenCounts, _predicates, predicates
 
 WORDS = [" dog", " cat", "ing", ".", " Tom", "7", " the", " she"]
 
@@ -90,6 +90,24 @@ def test_no_set_of_tokens_is_better():
     assert of_tokens.any()
     np.testing.assert_allclose(found.train_f1[of_tokens], best[of_tokens], rtol=1e-6)
     assert (found.train_f1 >= best - 1e-6).all()
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_no_small_set_of_tokens_is_better(most):
+    """Where few tokens are allowed, rare ones after which a latent is always active do not push a frequent one out."""
+    rng = np.random.default_rng(7)
+    tokens = rng.choice(len(WORDS), (60, 10), p=np.array([60, 20, 10, 2, 2, 2, 2, 2]) / 100)
+    shares = np.array([[0.9, 0.2, 0.1, 1, 1, 1, 1, 1], [0.5, 0.9, 0.9, 1, 0, 1, 0, 1]]).T
+    active = rng.random((60, 10, 2)) < shares[tokens]
+    counts = count(tokens, active)
+    best = np.zeros(2)
+    for size in range(1, most + 1):
+        for chosen in itertools.combinations(range(len(WORDS)), size):
+            named = np.isin(tokens, chosen)
+            best = np.maximum(best, 2 * (named[..., None] & active).sum((0, 1)) / (named.sum() + active.sum((0, 1))))
+    found = _predicates._best_set(*[(counts.token, counts.n_token, jnp.sum(counts.token, axis=0))] * 2, most)
+    np.testing.assert_allclose(found["train"], best, rtol=1e-6)
+    assert (np.asarray(found["size"]) <= most).all()
 
 
 def test_other_sizes_are_told():
