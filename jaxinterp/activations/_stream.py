@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxinterp import mesh as meshes
-from jaxinterp._errors import InputError, StreamEmptyError
+from jaxinterp._errors import InputError, JaxinterpError, StreamEmptyError
 from jaxinterp._typing import Array, Params, PRNGKeyArray
 from jaxinterp.activations import _pool
 from jaxinterp.activations._description import as_text, check_state, named
@@ -314,13 +314,16 @@ class ActivationStream:
 
         Gives whether a whole pass over the source gave nothing to any process.
         """
-        kept, is_barren = self._counts[self._here], False
+        kept, is_barren, failed = self._counts[self._here], False, None
         for _ in range(count):
             start = time.perf_counter()
-            chunk = self._source.read()
+            try:
+                chunk = None if failed else self._source.read()
+            except JaxinterpError as error:  # told to all processes behind the loop; the source has read on meanwhile
+                chunk, failed, self._broken = None, error, str(error)
             self._measure("read", start)
             if chunk is None:
-                self._ended = True
+                self._ended = not failed
             else:
                 self._passes, is_barren = chunk.passes, chunk.is_barren
             if (chunk is None or is_barren) and jax.process_count() == 1:
@@ -336,16 +339,20 @@ class ActivationStream:
             )
             kept = kept + is_kept.sum(1, dtype=np.int32)
             self._measure("harvest", start, self._documents, self._values)
-        return self._agree(kept, is_barren)
+        is_barren = self._agree(kept, is_barren)
+        if self._broken:
+            raise failed or InputError(self._broken)
+        return is_barren
 
     def _agree(self, kept: np.ndarray, is_barren: bool) -> bool:
-        """How many rows each device of each process holds now, whether all sources have ended, and whether all are barren."""
-        mine = json.dumps([self._here, kept.tolist(), self._ended, is_barren or self._ended])
+        """What all processes hold and met: rows by device, whether all sources have ended or are barren, what is broken."""
+        mine = json.dumps([self._here, kept.tolist(), self._ended, is_barren or self._ended, self._broken])
         told = [json.loads(text) for text in meshes.from_all(mine)]
-        self._counts, self._ended = self._counts.copy(), all(ended for _, _, ended, _ in told)
-        for parts, counts, _, _ in told:
+        self._counts, self._ended = self._counts.copy(), all(ended for _, _, ended, _, _ in told)
+        for parts, counts, *_ in told:
             self._counts[parts] = counts
-        return all(barren for *_, barren in told)
+        self._broken = next((broken for *_, broken in told if broken), "")
+        return all(barren for _, _, _, barren, _ in told)
 
     def _check_finite(self) -> None:
         """The one place where the host waits for what the devices computed."""

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxinterp._errors import SaveError
+from jaxinterp._processes import from_all
 from jaxinterp._typing import Array
 from jaxinterp.mesh import fetch, is_writer
 from jaxinterp.store import atomic_file
@@ -47,14 +48,18 @@ class Metrics:
         self._file = file if is_writer() else None
         self._steps, self._taken, self._batch_size, self._sites = steps, taken, batch_size, sites
         self._pending: list[tuple[dict[str, Array], Any]] = []
-        self._start, self._bar = time.perf_counter(), None
+        self._start, self._bar, self._failed = time.perf_counter(), None, ""
         self.rows: list[Row] = []
         if self._file is not None:
             self.rows = (
                 [row for row in read_metrics(self._file) if row["step"] <= taken] if self._file.is_file() else []
             )
-            with atomic_file(self._file) as partial:
-                partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            try:
+                with atomic_file(self._file) as partial:
+                    partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            except SaveError as error:
+                self._failed = str(error)
+        self._agree()
         if progress and is_writer():
             self._bar = _Bar(steps, taken)
 
@@ -84,7 +89,14 @@ class Metrics:
         )
         if good:
             self._write(steps[:good], first + good - 1)
+        self._agree()
         return "" if good == len(steps) else self.not_finite(first + good, steps[good], documents[good])
+
+    def _agree(self) -> None:
+        """Raises in all processes, if the one that writes could not."""
+        told = [text for text in from_all(self._failed) if text]
+        if told:
+            raise SaveError(told[0])
 
     def _write(self, steps: list[dict[str, Any]], last: int) -> None:
         """One row of some steps, of which this was the last."""
@@ -99,9 +111,7 @@ class Metrics:
                 with self._file.open("a", encoding="utf-8") as out:
                     out.write(json.dumps(row) + "\n")
             except OSError as error:
-                raise SaveError(
-                    f"{self._file} cannot be written: {error.strerror}. Make room; the same call goes on."
-                ) from error
+                self._failed = f"{self._file} cannot be written: {error.strerror}. Make room; the same call goes on."
         if self._bar is not None:
             self._bar.show(row)
 

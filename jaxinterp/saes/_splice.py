@@ -134,6 +134,10 @@ class _Splice:
         if self.site != self.target and site.name == self.site:
             return value, rows, None  # kept until the target is visited, in the same block
         read, state = (rows, state) if self.site == self.target else (state, ())
+        if isinstance(read, tuple):
+            raise InputError(
+                f"{self.target!r} is visited before {self.site!r}, from which the transcoder is to give it."
+            )
         before = sae.encode(read)
         after = tap.at(layer=None, n_layers=None)(self.name, before, site.axes[:2] + "N")
         new = sae.decode(after, read)

@@ -20,14 +20,16 @@ SECONDS = 5.0
 class Stop:
     """Notes SIGTERM and SIGINT while it is entered, so that a loop can finish its step, save, and then let the signal act.
 
+    `taken` steps were taken before.
+
     Outside the main thread, where Python takes no signals, it notes nothing.
     """
 
-    def __init__(self, *, active: bool):
+    def __init__(self, *, active: bool, taken: int = 0):
         self._active = active and threading.current_thread() is threading.main_thread()
         self._old: dict[int, Any] = {}
         self._signal: int | None = None
-        self._next, self._last = 0, (0, time.monotonic())
+        self._next, self._last = 0, (taken, time.monotonic())
 
     def __enter__(self) -> Stop:
         if self._active:

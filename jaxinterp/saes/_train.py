@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from jaxinterp._errors import InputError
+from jaxinterp._errors import InputError, JaxinterpError, SaveError
+from jaxinterp._processes import from_all
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.mesh import is_writer
 from jaxinterp.saes._described import described, differences
@@ -137,8 +138,7 @@ def _run(
     with contextlib.ExitStack() as stack:
         checkpoints, state, taken = None, None, 0
         if path is not None:
-            if is_writer():
-                stack.enter_context(locked(path, "A training run"))
+            _lock(stack, path)
             checkpoints = stack.enter_context(Checkpoints(path / CHECKPOINTS, keep=config.keep))
             state, taken = _resumed(program, stream, checkpoints)
         sites = [(member.sae.site, member.sae.target_site) for member in program.members]
@@ -148,7 +148,7 @@ def _run(
                 batch_size=stream.batch_size, progress=progress, sites=sites,
             )
         )  # fmt: skip
-        stop = stack.enter_context(Stop(active=path is not None))
+        stop = stack.enter_context(Stop(active=path is not None, taken=taken))
         return program.dictionaries(_trained(program, stream, state, taken, checkpoints, metrics, stop))
 
 
@@ -171,7 +171,7 @@ def _trained(
     while taken < config.steps:
         try:
             rows = _next_rows(program, stream, taken)
-        except InputError:  # what was trained until here is not lost with the stream
+        except JaxinterpError:  # in all processes; what was trained until here is not lost with the stream
             failed = metrics.close_row()
             keep()
             if failed:
@@ -201,6 +201,19 @@ def _trained(
             stop.act()
     assert state is not None
     return state
+
+
+def _lock(stack: contextlib.ExitStack, folder: Path) -> None:
+    """Locks the folder of a run for as long as the stack is entered; where it is taken, all processes say so."""
+    taken = ""
+    if is_writer():
+        try:
+            stack.enter_context(locked(folder, "A training run"))
+        except SaveError as error:
+            taken = str(error)
+    told = [text for text in from_all(taken) if text]
+    if told:
+        raise SaveError(told[0])
 
 
 def _check_first(program: Program, metrics: Metrics, rows: tuple[Array, Array], stream: Stream) -> None:

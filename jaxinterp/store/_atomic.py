@@ -74,8 +74,12 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     Raises:
         SaveError: another one does.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "ab") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise SaveError(f"{folder} cannot be written to: {error.strerror}. Choose another folder.") from error
+    with file:
         taken = SaveError(
             f"{what} in {folder} is going on already, in this process or another. Wait until it ends, stop it, or choose another "
             "folder."

@@ -286,7 +286,9 @@ def _read_arrays(folder: Path, like: Mapping[str, Any], records: list[dict[str, 
         try:
             with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
                 arrays |= reader.restore(folder / ARRAYS, args=request)
-        except Exception as error:  # Orbax raises that itself
+        except Exception as error:
+            if type(error) is not Exception and not isinstance(error, (OSError, ValueError, KeyError)):
+                raise  # Orbax raises a plain one for files that it cannot read
             raise WeightsError(
                 f"The arrays in {folder} are truncated or corrupt ({reason_of(error)}). Copy the folder again; or delete it, to "
                 "go on from an earlier one."
