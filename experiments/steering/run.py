@@ -169,7 +169,8 @@ def run_seed(setting: Setting, seed: int) -> dict:
     start = time.perf_counter()
     params, loss = subject.train_model(seed, steps=setting.model_steps)
     result = {"loss": loss, "seconds": {"model": time.perf_counter() - start}}
-    how = dict(steps=setting.steps, n_latents=setting.n_latents, k=setting.k)
+    topk = saes.TopK(k=setting.k, auxiliary=None)
+    how = dict(steps=setting.steps, n_latents=setting.n_latents, architecture=topk)
     untrained = MODEL.init(jax.random.key(9_000 + seed))
     dictionaries = subject.train_dictionaries(params, seed, SITES, **how)
     controls = subject.train_dictionaries(untrained, seed, SITES, **how)

@@ -48,9 +48,9 @@ def train_model(seed: int, *, steps: int) -> tuple[dict, float]:
 
 
 def train_dictionaries(
-    params: dict, seed: int, sites: list[str], *, steps: int, n_latents: int, k: int
+    params: dict, seed: int, sites: list[str], *, steps: int, n_latents: int, architecture: saes.Architecture
 ) -> list[saes.SAE]:
-    """One TopK dictionary for each site, from one stream; BOS is left out."""
+    """One dictionary for each site, from one stream; BOS is left out."""
     documents = GRAMMAR.sample(jax.random.key(1_000 + seed), 8192, n_ctx=N_CTX)
     tokens = read_tokens(np.asarray(documents.tokens), n_ctx=N_CTX, batch_size=128, seed=seed, epochs=None)
     places = [saes_site(site) for site in sites]
@@ -58,9 +58,10 @@ def train_dictionaries(
     configs = [
         saes.TrainConfig(
             sae=saes.SAEConfig(
-                architecture=saes.TopK(k=k, auxiliary=None), d_in=MODEL.config.d_model, n_latents=n_latents, site=site
+                architecture=architecture, d_in=MODEL.config.d_model, n_latents=n_latents, site=site
             ),
-            steps=steps, learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps // 2, seed=seed, log_every=steps,
+            steps=steps, learning_rate=2e-3, warmup_steps=steps // 20, decay_steps=steps // 2,
+            sparsity_warmup_steps=steps // 20, seed=seed, log_every=steps,
         )
         for site in sites
     ]  # fmt: skip

@@ -365,7 +365,7 @@ class ActivationStream:
         if faults:
             self._broken = (
                 f"NaN or infinity in the activations of {', '.join(faults)}; nothing of this refill was served. Leave the "
-                "document out, compute or keep in a wider dtype (float16 overflows above 65504), and go on from the last state."
+                "document out, or compute or keep in a wider dtype (float16 overflows above 65504)."
             )
             raise InputError(self._broken)
 

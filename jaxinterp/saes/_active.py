@@ -102,9 +102,8 @@ def init_tied(
     rows = sample[:MATCHED_ROWS].astype(jnp.float32)
     before = jnp.maximum(preactivations(params, rows, config), 0.0)
     wanted = jnp.asarray(architecture.k if k is None else k)
-    bits = lax.bitcast_convert_type(
-        before, jnp.int32
-    )  # sums over latents alone, so that nothing [B, N] travels on a mesh
+    # by sums over latents alone, so that nothing [B, N] travels on a mesh
+    bits = lax.bitcast_convert_type(before, jnp.int32)
     least = last_with(lambda middle: jnp.sum(bits >= middle[:, None], axis=1, dtype=jnp.int32) >= wanted, before[:, 0])
     guess = written(params, jnp.where(before >= least[:, None], before, 0.0), config)
     length = lambda a: jnp.mean(jnp.linalg.norm(a, axis=1))

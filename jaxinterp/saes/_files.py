@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from jaxinterp._errors import ConfigError, InputError, closest
 from jaxinterp.saes import _own
 from jaxinterp.saes._config import SAEConfig
-from jaxinterp.saes._form import Content, Form
+from jaxinterp.saes._form import Content, Field, Form, made_config, read_fields
 from jaxinterp.saes._forms import FORMS, OWN, SITE, WEIGHTS, check_replaceable, find_folder, form_of
 from jaxinterp.saes._sae import SAE
 from jaxinterp.saes._source import Source
@@ -151,7 +152,7 @@ def _read(
     tensors = read_tensors(folder / form.weights)
     config = form.read(raw, {key: value.shape for key, value in tensors.items()}, place)
     if form.by_place and (folder / SITE).is_file():
-        config = dataclasses.replace(config, **read_json(folder / SITE, "it says what the dictionary reads")[1])
+        config = _placed(config, read_json(folder / SITE, "it says what the dictionary reads")[1])
     constant = scale if scale is not None else form.scale(files)
     if config.normalize in ("sqrt_d", "unit") and constant is None:
         raise ConfigError(
@@ -192,6 +193,13 @@ def _written(
     said = {**said, **({"dtype": dtype} if dtype and "dtype" in said else {})}
     files = {} if table.config_file is None else {table.config_file: json.dumps(said, indent=1).encode()}
     return {**give(params, table.tensors(content.config, ())), **more}, {**files, **_beside(table, content, {})}
+
+
+def _placed(config: SAEConfig, said: dict[str, Any]) -> SAEConfig:
+    """A config with what `SITE` says, which is nothing but sites."""
+    sites, faults = read_fields(said, {"site": Field(str), "target": Field(str, None)})
+    told = {name: site for name, site in sites.items() if site is not None}
+    return made_config(faults, lambda: dataclasses.replace(config, **told), SITE)
 
 
 def _beside(table: Form, content: Content, files: dict[str, bytes]) -> dict[str, bytes]:

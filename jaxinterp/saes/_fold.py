@@ -89,8 +89,6 @@ def _narrow(content: Content, params: dict[str, np.ndarray], **changes: Any) -> 
         old = content.params.get(name)
         same = old is not None and old.shape == leaf.shape and np.array_equal(old.astype(np.float64), leaf)
         new[name] = old if same else leaf.astype(np.float32)
-    changes = {
-        "subtract_decoder_bias": content.config.centers,
-        **changes,
-    }  # which another architecture may have otherwise
+    # another architecture may center by default where this one does not
+    changes = {"subtract_decoder_bias": content.config.centers, **changes}
     return dataclasses.replace(content, params=new, config=dataclasses.replace(content.config, **changes))

@@ -49,9 +49,8 @@ def kth_largest(values: Sequence[Float[Array, "_ _"]], k: Int[Array, ""], axes: 
 
     def count(least: Array) -> Array:
         here = sum((jnp.sum(part >= least, dtype=jnp.uint32) for part in bits), jnp.zeros((), jnp.uint32))
-        return axes.latents(
-            axes.rows(jnp.minimum(here, most))
-        )  # more than k tell no more, and a sum of those overflows
+        # more than k tell no more, and a sum of those would overflow
+        return axes.latents(axes.rows(jnp.minimum(here, most)))
 
     return last_with(lambda least: count(least) >= most, jnp.zeros((), jnp.float32))
 
@@ -79,9 +78,8 @@ def written_by_largest(
     guess = largest(best)
     crowded = (best[:, -1] >= guess) & (best[:, -1] > 0)
     cap = -(-len(x) // CROWDED)
-    number = -at.axes.least(
-        -jnp.sum(crowded, dtype=jnp.int32)
-    )  # the most on any shard, so that all take the same branch
+    # the most on any shard, so that all take the same branch
+    number = -at.axes.least(-jnp.sum(crowded, dtype=jnp.int32))
 
     def none(params: Params) -> Added:
         return _summed(_sparsely(params, x, before, (best, indices), guess, jnp.ones_like(crowded), at, widths), at)
@@ -91,8 +89,7 @@ def written_by_largest(
         take = lambda a: a.at[where].get(mode="fill", fill_value=0.0)
         threshold = largest(jnp.where(crowded[:, None], 0.0, best), take(ranked))
         few = _sparsely(params, x, before, (best, indices), threshold, ~crowded, at, widths)
-        dense = jax.checkpoint(lambda params: _densely(params, take(x), take(ranked), threshold, at, widths))
-        many = dense(params)
+        many = jax.checkpoint(lambda p: _densely(p, take(x), take(ranked), threshold, at, widths))(params)
         both = Added(
             written=few.written.at[:, where].add(many.written, mode="drop"),
             fired=few.fired | many.fired,

@@ -32,9 +32,8 @@ class Scope:
         self.records = Records()
         self.log = log
         self.visits: set[tuple[str, int | None]] = set()
-        self.held: dict[
-            int, PyTree
-        ] = {}  # by handler of `Tap.under`: what it keeps from one site of a block to the next
+        # by handler of `Tap.under`: what it keeps from one site of a block to the next
+        self.held: dict[int, PyTree] = {}
         self._trace = get_opaque_trace_state()
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from experiments.steering import measure, subject
+from experiments.steering import measure, others, subject
 from experiments.steering.summary import SITES, cells, mean
 from jaxinterp import saes
 from tests.tiny import check_close
@@ -85,3 +85,9 @@ def test_the_kept_numbers_are_what_the_readme_tells(site):
         mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
     )
     assert mean(cells(kept, site, "refusal", method="random latent", scale=0.0), "triggered") > 0.95
+
+
+def test_the_page_has_the_other_dictionaries():
+    folder = Path(measure.__file__).parent
+    kept = json.loads((folder / "others.json").read_text())
+    assert others.table(kept) in (folder / "README.md").read_text() and list(kept) == list(others.OTHERS)
