@@ -54,15 +54,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--refills", type=int, default=6)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
     rows = []
     for batch_size, rows_of_tokens in ((1024, 8), (4096, 32), (4096, 128)):
         rows.append(measure(batch_size, rows_of_tokens, options.refills))
         print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    kept = json.loads(options.out.read_text()) if options.out.exists() else []
+    rows += [row for row in kept if row["devices"] != options.devices]
+    options.out.write_text(json.dumps(sorted(rows, key=lambda row: row["devices"]), indent=1) + "\n")
 
 
 if __name__ == "__main__":
