@@ -132,7 +132,8 @@ def test_a_transcoder_stands_in_for_its_target(error, skip):
         skip=skip,
     )
     sae = saes.init(config, jax.random.key(1))
-    sae = saes.SAE(params={**sae.params, "b_dec": 0.3 + sae.params["b_dec"]}, scales=sae.scales, config=config)
+    moved = {"b_dec": 0.3 + sae.params["b_dec"], **({"W_skip": 0.2 + sae.params["W_skip"]} if skip else {})}
+    sae = saes.SAE(params={**sae.params, **moved}, scales=sae.scales, config=config)
     plain = ji.run(MODEL.forward, ji.capture("mlp.in", "mlp.out"))(PARAMS, TOKENS)[1]
     read, given = plain["mlp.in"][1], plain["mlp.out"][1]
     latents = sae.encode(read)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxinterp import ConfigError, InputError, MissingFileError, SaveError
-from jaxinterp.activations import from_function
+from jaxinterp.activations import ActivationStream, from_function, read_tokens
 from jaxinterp.mesh import make_mesh
 from jaxinterp.saes import (
     BatchTopK,
@@ -27,7 +27,7 @@ from jaxinterp.saes import (
 from jaxinterp.saes._program import make_program
 from jaxinterp.store import Checkpoints, StoreMismatchError
 from tests.saes.problems import ARCHITECTURES, PlantedStream, planted
-from tests.tiny import check_close, check_same
+from tests.tiny import check_close, check_same, make_model, make_params
 
 TOPK = TopK(k=3)
 
@@ -251,6 +251,29 @@ def test_a_run_is_looked_at_before_its_end(tmp_path):
         load_run(tmp_path)
     with pytest.raises(MissingFileError, match="no checkpoint of step 7"):
         load_run(tmp_path / "one", step=7)
+
+
+def test_a_run_whose_text_ended_goes_on_with_more_epochs(tmp_path):
+    model = make_model(n_ctx=16)
+    ids = np.random.default_rng(0).integers(0, 11, (40, 12)).astype(np.int32)
+
+    def stream(epochs):
+        tokens = read_tokens(ids, n_ctx=12, batch_size=8, epochs=epochs, pack=False)
+        return ActivationStream(
+            model, make_params(model), tokens, ["embed"], batch_size=64, key=jax.random.key(0), exclude=()
+        )
+
+    sae = SAEConfig(architecture=TOPK, d_in=8, n_latents=16, site="embed")
+    config = TrainConfig(sae=sae, steps=16, learning_rate=1e-3, log_every=4)
+    with pytest.raises(InputError, match=r"ran dry after 7 of 16 steps .* more epochs"):
+        quiet(config, stream(1), folder=tmp_path)
+    goes_on = stream(None)
+    quiet(config, goes_on, folder=tmp_path)
+    assert goes_on.served == 16 * 64
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [4, 7, 8, 12, 16]
+    other = dataclasses.replace(config, learning_rate=2e-3)
+    with pytest.raises(StoreMismatchError, match="learning_rate"):
+        quiet(other, stream(None), folder=tmp_path)
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(tmp_path):
