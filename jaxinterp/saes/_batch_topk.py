@@ -46,7 +46,6 @@ class BatchTopK:
     """
 
     name: ClassVar[str] = "batch_topk"
-    centers: ClassVar[bool] = True
     k: int = 32
     auxiliary: AuxK | None = AuxK()
     error_scale: ErrorScale = "variance"
@@ -64,6 +63,11 @@ class BatchTopK:
     def faults(self, config: SAEConfig) -> list[str]:
         """What is wrong with the settings, one sentence each."""
         return faults_of_batch(self, config)
+
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
 
     def init(
         self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None

@@ -33,7 +33,6 @@ class Gated:
     """
 
     name: ClassVar[str] = "gated"
-    centers: ClassVar[bool] = True
     l1_coefficient: float = 1.0
     unit_norm: bool = True
     frozen_decoder: bool = True
@@ -48,6 +47,11 @@ class Gated:
     def faults(self, config: SAEConfig) -> list[str]:
         """What is wrong with the settings, one sentence each."""
         return _linear.faults_of_coefficient("l1_coefficient", self.l1_coefficient) + _linear.faults_of_norm(self)
+
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
 
     def init(
         self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None

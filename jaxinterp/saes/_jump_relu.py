@@ -43,7 +43,6 @@ class JumpReLU:
     """
 
     name: ClassVar[str] = "jump_relu"
-    centers: ClassVar[bool] = False
     l0_coefficient: float = 1e-3
     penalty: Literal["l0", "tanh"] = "l0"
     bandwidth: float = 1e-3
@@ -70,6 +69,11 @@ class JumpReLU:
             if not getattr(self, field) > 0:
                 faults.append(f"{field}={getattr(self, field)}: above 0.")
         return faults
+
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return False
 
     def init(
         self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None

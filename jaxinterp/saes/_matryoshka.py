@@ -41,7 +41,6 @@ class Matryoshka:
     """
 
     name: ClassVar[str] = "matryoshka"
-    centers: ClassVar[bool] = True
     widths: tuple[int, ...]
     combine: Literal["mean", "sum"] = "mean"
     k: int = 32
@@ -66,6 +65,11 @@ class Matryoshka:
                 f"widths={self.widths}: at least one number, rising, above 0 and below n_latents={config.n_latents}."
             ]
         return faults_of_batch(self, config) + _linear.faults_of_choices(self, "combine")
+
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
 
     def init(
         self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None

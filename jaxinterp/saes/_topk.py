@@ -49,7 +49,6 @@ class TopK:
     """
 
     name: ClassVar[str] = "topk"
-    centers: ClassVar[bool] = True
     k: int = 32
     auxiliary: AuxK | None = AuxK()
     multi_k: int | None = None
@@ -71,6 +70,11 @@ class TopK:
             faults += legal_k("multi_k", self.multi_k, config)
             faults += [f"multi_k={self.multi_k} is not above k={self.k}."] if self.multi_k <= self.k else []
         return faults + _linear.faults_of_norm(self)
+
+    @property
+    def centers(self) -> bool:
+        """Whether the paper's encoder reads x - b_dec."""
+        return True
 
     def init(
         self, key: PRNGKeyArray, config: SAEConfig, sample: Float[Array, "B D_out"], k: Int[Array, ""] | None = None
