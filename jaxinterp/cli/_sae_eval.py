@@ -34,12 +34,19 @@ from jaxinterp.cli._sae_options import (
     open_stream,
     read_text,
 )
-from jaxinterp.cli._sae_origin import TrainedModelArgs, TrainedModelOptions, as_trained, check_dictionary
+from jaxinterp.cli._sae_origin import (
+    TrainedModelArgs,
+    TrainedModelOptions,
+    as_trained,
+    check_dictionary,
+    is_text_of_training,
+)
 from jaxinterp.saes import SAE, Evaluation, LossRecovered
 from jaxinterp.weights import LanguageModel
 
 OWN, RANDOM, MIXED = "dictionary", "random dictionary", "random weights"
 _BATCH = 1024
+_SAME_TEXT = "this is the text that it was trained on: numbers on another one may be worse."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +98,9 @@ def run(options: Eval, output: Output, command: str) -> dict[str, Any]:
     model, text = as_trained(sae, options.model, options.text)
     plan = Plan(model=model, text=text, tokens=options.tokens, seed=options.seed)
     lm = load_model(model)
-    check_dictionary(sae, _stream(plan, lm, sae), model, output)
+    stream = _stream(plan, lm, sae)
+    check_dictionary(sae, stream, model, output)
+    remarks = [_SAME_TEXT] if is_text_of_training(sae, stream) else []
     output.line(headline(lm, model), style="dim")
     output.line(dictionary_line(sae))
     sae = dataclasses.replace(sae, source=None)  # a pytree of the controls' structure, so that nothing compiles twice
@@ -99,7 +108,7 @@ def run(options: Eval, output: Output, command: str) -> dict[str, Any]:
         judged = {OWN: _judge(plan, lm, sae, told)}
     judged |= _controls(plan, lm, sae, output, mixed=options.controls)
     _print(output, judged)
-    remarks = _remarks(judged, options.tokens)
+    remarks += _remarks(judged, options.tokens)
     for remark in remarks:
         output.note(remark)
     return {

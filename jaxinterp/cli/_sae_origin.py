@@ -74,6 +74,13 @@ def check_dictionary(sae: SAE, stream: ActivationStream, model: ModelOptions, ou
         output.note(f"warning: {fault}")
 
 
+def is_text_of_training(sae: SAE, stream: ActivationStream) -> bool:
+    """Whether the stream reads the very documents that the dictionary was trained on, by number and checksum."""
+    trained = _provenance(sae)
+    source = lambda description: description["tokens"]["source"]
+    return bool(trained) and source(trained["stream"]) == source(json.loads(json.dumps(stream.description)))
+
+
 def _provenance(sae: SAE) -> dict[str, Any]:
     """What `jaxinterp sae train` wrote beside the dictionary; empty if another tool made it."""
     return {} if sae.source is None or sae.source.form != "jaxinterp" else sae.source.config

@@ -59,6 +59,10 @@ class Train(Generic[Settings]):
     batch_size: int = 1024
     """Rows of a step: activations of so many tokens."""
 
+    epochs: OptionalInteger = None
+    """How often the text is read at most. Where the steps take more, the run stops with an error and keeps what it has; the
+    same command with more epochs goes on. (default: as often as the steps take)"""
+
     out: Path = Path("sae-results")
     """Folder for metrics, checkpoints and the dictionary; one that holds the same run is gone on with."""
 
@@ -113,8 +117,9 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     """Trains or goes on, saves, and prints where it ended."""
     check_range("--batch-size", options.batch_size, 1)
     check_range("--n-latents", options.n_latents, 1)
+    check_range("--epochs", options.epochs, 1)
     lm = load_model(options.model)
-    tokens = read_text(lm, options.model, options.text, seed=options.training.seed, epochs=None)
+    tokens = read_text(lm, options.model, options.text, seed=options.training.seed, epochs=options.epochs)
     site = options.site or f"resid_post.{(lm.config.n_layers - 1) // 2}"
     sites = [site, *([] if options.target is None else [options.target])]
     stream = open_stream(lm, tokens, sites, options.text, batch_size=options.batch_size, seed=options.training.seed)
@@ -123,7 +128,7 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     output.line(headline(lm, options.model), style="dim")
     done = _done(options.out)
     if done and done < config.steps:
-        output.line(f"{options.out} holds this run: it goes on from step {done:,} of {config.steps:,}")
+        output.line(f"{options.out} holds a run up to step {done:,}: this one goes on from there, if it is the same")
     with _kept(options.out, command), _lines(options.out / METRICS, config.steps, output):
         sae = saes.train(config, stream, folder=options.out, progress=output.bars)
     about = {**provenance(lm, options.model, command), "stream": stream.description}
@@ -135,6 +140,8 @@ def run(options: Train[Any], output: Output, command: str) -> dict[str, Any]:
     last = rows[-1]
     if done >= config.steps:
         output.line(f"{options.out} holds this run, and it is finished already: nothing was trained")
+    elif tokens.passes > 1:
+        output.line(f"passes over the text that were begun: {tokens.passes:,}")
     _print(output, sae, last, folder, options)
     measured = {name: number_or_none(last[name]) for name in ("loss", "fvu", "l0", "dead")}
     return {

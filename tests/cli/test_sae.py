@@ -93,6 +93,16 @@ def test_a_folder_of_another_run_shows_the_difference(refused, folder):
     assert "another run" in said and "b1: 0.9 there, 0.5 here" in said
 
 
+def test_a_text_that_ends_stops_the_run_and_more_epochs_go_on(cli, refused, folder, tmp_path):
+    train = ("sae", "train", *options(folder, *SMALL), "--steps", 60, "--out", tmp_path / "o")  # 720 rows in an epoch
+    said = refused(*train, "--epochs", 2)
+    assert "ran dry after 45 of 60 steps" in said and "more epochs" in said
+    assert "from the 2 on that were begun" in refused(*train, "--epochs", 1)
+    done = cli(*train, "--epochs", 3)
+    assert done.code == 0 and "holds a run up to step 45" in done.out
+    assert "passes over the text that were begun: 3" in done.out
+
+
 def test_evaluation_stands_beside_its_controls(cli, folder, dictionary, monkeypatch):
     done = cli("sae", "eval", dictionary, *options(folder), "--tokens", 700, "--controls", "--json")
     assert done.code == 0, done.err
@@ -109,7 +119,11 @@ def test_evaluation_stands_beside_its_controls(cli, folder, dictionary, monkeypa
     shown = cli("sae", "eval", dictionary, *options(folder)[2:], "--tokens", 700)  # on the model of its training
     assert shown.code == 0 and "warning" not in shown.err and str(folder / "model") in shown.out
     assert "evaluating: random dictionary: 50%" in shown.err
-    assert "the text ran out" not in shown.err and "predictions: next tokens" in shown.out
+    assert "the text ran out" not in shown.err and "the text that it was trained on" in shown.err
+    np.save(folder / "others.npy", np.random.default_rng(1).integers(0, 11, (60, 12)).astype(np.int32))
+    other = cli("sae", "eval", dictionary, "--text", folder / "others.npy", "--tokens", 64)
+    assert other.code == 0 and "trained on" not in other.err
+    assert "predictions: next tokens" in shown.out
     for told in (f"{own['fvu']:.4f}", f"{nats['spliced']:.3f}", "random dictionary", "never"):
         assert told in shown.out
 
@@ -155,6 +169,7 @@ def test_mistakes_of_training(refused, folder, tmp_path):
     assert "--exclude 11" in refused(*train, *small, "--exclude", 11)
     assert "--n-ctx 99" in refused(*train, *small, "--n-ctx", 99)
     assert "--batch-size 0" in refused(*train, *small, "--batch-size", 0)
+    assert "--epochs 0" in refused(*train, *small, "--epochs", 0)
     assert "widths=(50,)" in refused(*train, *small[:8], "--architecture", "matryoshka", "--widths", 50)
     assert not (tmp_path / "o").exists()
 
