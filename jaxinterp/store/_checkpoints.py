@@ -1,21 +1,26 @@
 """The checkpoints of a run: one folder a step, written in the background, the oldest deleted."""
 
 import json
+import shutil
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import jax
 
 from jaxinterp._errors import InputError, MissingFileError, SaveError, WeightsError
 from jaxinterp._typing import PyTree
 from jaxinterp.store._trees import ARRAYS, FORMAT, reason_of, rebuilt, taken_apart
 
 LEAVES = "tree"
+BIN = ".deleted"
+"""Where a checkpoint is moved, in one rename, before it is deleted: a kill amid the deletion leaves no half under its step."""
 
 
 class Checkpoints:
     """A folder of checkpoints of one pytree, by step.
 
-    A checkpoint appears under the number of its step whole or not at all, whenever the process is killed. Saving returns once the
+    A checkpoint is under the number of its step whole or not at all, whenever the process is killed. Saving returns once the
     arrays are copied; they are written while the next steps are computed. With several processes all of them call the same
     methods in the same order, on a folder that all can reach.
 
@@ -39,7 +44,8 @@ class Checkpoints:
         if keep is not None and keep < 1:
             raise InputError(f"keep={keep}: at least 1 checkpoint is kept; None keeps all.")
         self.folder = Path(folder).expanduser().absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, enable_async_checkpointing=True)
+        self._writes = False
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, todelete_subdir=BIN)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
@@ -74,10 +80,11 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        self._writes = jax.process_index() == 0
+        self.wait()
         records, arrays = taken_apart(tree)
         content = {"format": FORMAT, "leaves": records}
         try:
-            self._manager.check_for_errors()
             if step in self._manager.all_steps():
                 return
             self._manager.save(
@@ -96,6 +103,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            if self._writes and (self.folder / BIN).is_dir():  # who only reads must not disturb one that writes
+                shutil.rmtree(self.folder / BIN)
         except (OSError, ValueError) as error:
             raise self._failed(error) from error
 

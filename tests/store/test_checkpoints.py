@@ -35,6 +35,35 @@ def test_the_newest_are_kept_and_come_back(tmp_path):
         assert {r["path"]: r.get("value") for r in checkpoints.records(9)}["['name']"] == "step 9"
 
 
+@pytest.mark.parametrize("done", (0, 1, 8, 9, 12))
+def test_a_process_that_is_killed_while_it_deletes_leaves_no_half_checkpoint(tmp_path, monkeypatch, done):
+    """Of all deletions the first `done` take place, and no other one: so is the disk after a kill."""
+    left = [done]
+
+    def dying(delete):
+        def deleting(*args, **kwargs):
+            left[0] -= 1
+            return delete(*args, **kwargs) if left[0] >= 0 else None
+
+        return deleting
+
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, make_tree(1))
+    checkpoints.wait()
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "remove", "rmdir"):
+            patch.setattr(os, name, dying(getattr(os, name)))
+        checkpoints.save(2, make_tree(2))
+        checkpoints.wait()
+    assert left[0] < 0
+    with Checkpoints(tmp_path, keep=1) as again:
+        assert 2 in again.steps and {int(path.name) for path in tmp_path.glob("[0-9]*")} == {*again.steps}
+        for step in again.steps:
+            assert again.restore(make_tree(0), step=step)["n"] == step
+        again.save(3, make_tree(3))
+    assert sorted(path.name for path in tmp_path.glob("**/*") if path.name.isdigit()) == ["3"]  # nothing stays for ever
+
+
 def test_what_is_saved_is_what_was_there_when_it_was_asked_for(tmp_path):
     step = jax.jit(lambda x: x + 1, donate_argnums=0)  # reuses the buffer while it is being written
     x = jnp.zeros((1000, 1000))
