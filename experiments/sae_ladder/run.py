@@ -45,15 +45,18 @@ class Setting:
             self.lm.model, self.params[weights], tokens, sites, batch_size=self.batch_size, key=jax.random.key(2)
         )
 
-    def config(self, architecture, *, n_latents=N_LATENTS, site=None, seed=0, rate=2e-3) -> saes.TrainConfig:
+    def config(
+        self, architecture, *, n_latents=N_LATENTS, site=None, seed=0, rate=2e-3, steps=None
+    ) -> saes.TrainConfig:
         """Adam, a warm-up of 5 %, a linear decay over the last 20 %; dead after 200,000 rows without firing."""
+        steps = steps or self.steps
         sae = saes.SAEConfig(
             architecture=architecture, d_in=self.lm.config.d_model, n_latents=n_latents, site=site or self.site,
             normalize="sqrt_d",
         )  # fmt: skip
         return saes.TrainConfig(
-            sae=sae, steps=self.steps, learning_rate=rate, warmup_steps=self.steps // 20, decay_steps=self.steps // 5,
-            sparsity_warmup_steps=self.steps // 20, seed=seed, log_every=self.steps, dead_after=200_000,
+            sae=sae, steps=steps, learning_rate=rate, warmup_steps=steps // 20, decay_steps=steps // 5,
+            sparsity_warmup_steps=steps // 20, seed=seed, log_every=steps, dead_after=200_000,
         )  # fmt: skip
 
 
@@ -180,10 +183,24 @@ def part_ablation(setting: Setting) -> dict:
     return {"latents": len(often)} | {name: round(float(np.nanmean(getattr(found, name))), 4) for name in names}
 
 
+def part_steps(setting: Setting) -> dict:
+    """TopK trained for longer; two seeds on the same rows, of which the first is told."""
+    rows = []
+    for steps in (4, 8) if setting.smoke else (1_000, 4_000, 16_000):
+        trained, seconds = train(setting, [setting.config(saes.TopK(k=K), seed=seed, steps=steps) for seed in range(2)])
+        shared = compared(setting, trained)["mean"]["recall"]
+        rows.append({"steps": steps, **measure(setting, trained[0]), "shared": shared, "seconds": round(seconds, 1)})
+    return {"rows": rows}
+
+
 def part_seeds(setting: Setting) -> dict:
     """How far dictionaries of other seeds have the same latents: the decoder of one against that of the next."""
     configs = [setting.config(saes.TopK(k=K), seed=seed) for seed in range(setting.seeds)]
-    trained, _ = train(setting, configs)
+    return compared(setting, train(setting, configs)[0])
+
+
+def compared(setting: Setting, trained: list[saes.SAE]) -> dict:
+    """The live latents of each dictionary against those of each later one."""
     held_out = list(setting.stream(setting.held_out, [setting.site], epochs=1))
     alive = [np.asarray(saes.evaluate(sae, held_out).firing_rate) > 0 for sae in trained]
     pairs = []
@@ -200,6 +217,7 @@ PARTS = {
     "size": part_size,
     "layers": part_layers,
     "families": part_families,
+    "steps": part_steps,
     "seeds": part_seeds,
     "ablation": part_ablation,
 }

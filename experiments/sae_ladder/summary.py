@@ -60,6 +60,10 @@ def tables(results: dict) -> dict[str, str]:
         "sparsity": table(["model", "k"], by_k),
         "size": table(["latents"], [[str(row["n_latents"]), *cells(row)] for row in results["size"]["rows"]]),
         "layers": table(["site"], [[row["site"], *cells(row)] for row in results["layers"]["rows"]]),
+        "steps": table(
+            ["steps", "shared with another seed"],
+            [[f"{row['steps']:,}", f"{row['shared']:.2f}", *cells(row)] for row in results["steps"]["rows"]],
+        ),
         "families": table(["architecture", "sparsity", "learning rate"], families),
         "seeds": stable,
         "ablation": effects,

@@ -31,8 +31,8 @@ def products(
     Without a source a_source is 0, and the metric that of one run [1, B]. `readings` and `narrow` say what is read, see
     `patching.measure`.
     """
-    extra = {} if mask is None or not isinstance(model, Model) else {"mask": mask}
     forward = model.forward if isinstance(model, Model) else model
+    extra = {} if mask is None else {"mask": mask}
     look = run(forward, capture(*(name for name, _ in letters)))
     measure = functools.partial(
         _measure, model, params, mask, readings, narrow, any(_is_behind(name) for name, _ in letters)
@@ -74,7 +74,7 @@ def _measure(
         how = dict(mask=mask, read=None if whole else reads, answers=readings["answers"])
         logits = run(model.forward, *handlers)(params, tokens, **how)[0]
     else:
-        logits = run(model, *handlers)(params, tokens)[0]
+        logits = run(model, *handlers)(params, tokens, **({} if mask is None else {"mask": mask}))[0]
     if whole or not isinstance(model, Model):
         logits = take_rows(logits, reads)
     return patching.measure(logits, readings["metrics"], readings["columns"], narrow)[0][0]

@@ -37,7 +37,7 @@ def saturation(model: Any, params: Params, tokens: ArrayLike, *, mask: ArrayLike
         model: a `Model`, or a function `(params, tokens, *, tap) -> logits` with the site `attn.scores`.
         params: its parameters.
         tokens: prompts, int32 [B, T].
-        mask: True at real tokens [B, T], where prompts are padded.
+        mask: True at real tokens [B, T], where prompts are padded; of a function as in `sweep`.
 
     Returns:
         Fractions [layer, head]; NaN for a head without a row that sees two keys.
@@ -55,12 +55,12 @@ def saturation(model: Any, params: Params, tokens: ArrayLike, *, mask: ArrayLike
     import xarray as xr
 
     forward = model.forward if isinstance(model, Model) else model
-    tokens = jnp.asarray(tokens)
+    tokens, how = jnp.asarray(tokens), {} if mask is None else {"mask": jnp.asarray(mask)}
     if not has_scores(sites(forward, params, tokens)):
         raise UnvisitedSiteError(
             "saturation reads the site 'attn.scores' in layers, which this function does not have."
         )
-    largest, visible = _largest(model, params, tokens, None if mask is None else jnp.asarray(mask))
+    largest, visible = _largest(forward, params, tokens, how)
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     counts = (np.asarray(visible) > 1) & real[None, :, None]  # [L, B, H, T]
     hits = ((np.asarray(largest) > SATURATED) & counts).sum((1, 3))
@@ -75,12 +75,11 @@ def has_scores(table: Any) -> bool:
     return any(s.name == "attn.scores" and s.n_layers is not None and s.axes == "BHTS" for s in table)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _largest(model: Any, params: Params, tokens: Array, mask: Array | None) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="forward")
+def _largest(forward: Any, params: Params, tokens: Array, how: dict[str, Array]) -> tuple[Array, Array]:
     """The largest probability of each row and how many keys it sees, [L, B, H, T]."""
-    reader = run(model.forward if isinstance(model, Model) else model, capture("attn.scores", of=_summary))
-    extra = {"mask": mask} if isinstance(model, Model) else {}
-    return reader(params, tokens, **extra)[1]["attn.scores"]
+    reader = run(forward, capture("attn.scores", of=_summary))
+    return reader(params, tokens, **how)[1]["attn.scores"]
 
 
 def _summary(scores: Array) -> tuple[Array, Array]:

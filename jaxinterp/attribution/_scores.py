@@ -94,7 +94,7 @@ def attribution_patching(
         sites: one or several (`jaxinterp.sites` lists them), on-demand ones too; results are under our names.
         over: the axes, as in `sweep`. A site has those of them that it has; the score of an axis that is left out is the sum
             over it. None: layer, head and position.
-        mask: True at real tokens [B, T], where prompts are padded.
+        mask: True at real tokens [B, T], where prompts are padded; of a function as in `sweep`.
         roles: absolute positions [B] by name, for the axis role.
         audit: runs the exact effects of this many cells of each site, drawn at random by strata of |score| and layer, and of the
             ten strongest by |score|. 0: none.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +15,7 @@ from jaxinterp._typing import Array
 from jaxinterp.models import Model, check_tokens, token_positions
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._ops import Forward, Source
+from jaxinterp.tap import Handler, Site, run
 
 
 def differing_rows(base: Array, mask: Any, origin: Source | None) -> np.ndarray:
@@ -51,8 +54,7 @@ def make_source(model: Forward, base: Array, mask: Any, source: Any, source_mask
         other = mask
     else:
         other = None if source_mask is None else jnp.asarray(source_mask, bool)
-    if isinstance(model, Model):
-        check_tokens(model.config, tokens, other)
+    check_prompts(model, tokens, other)
     return Source(tokens, other, None if positions is None else _mapped_rows(base, mask, tokens, other, positions))
 
 
@@ -80,13 +82,36 @@ def _mapped_rows(base: Array, mask: Any, source: Array, source_mask: Any, positi
     return rows
 
 
-def check_prompts(model: Forward, base: Array, mask: Any) -> None:
-    """Refuses base prompts that the model cannot read."""
+def check_prompts(model: Forward, tokens: Array, mask: Any) -> None:
+    """Refuses prompts that the model cannot read."""
     if isinstance(model, Model):
-        check_tokens(model.config, base, mask)
+        check_tokens(model.config, tokens, mask)
     elif mask is not None:
+        arguments = inspect.signature(model).parameters.values()
+        if not any(one.name == "mask" or one.kind is one.VAR_KEYWORD for one in arguments):
+            raise InputError(
+                "a mask was given, but the model is a plain function that takes none. Give it an optional argument `mask` "
+                "(True at real tokens, [B, T]), or group prompts by their length."
+            )
+
+
+def check_places(model: Forward, params: Any, tokens: Array, mask: Any, names: Sequence[str]) -> None:
+    """Refuses a plain function that takes a mask and does not tell its sites where prompts begin: edits would miss them."""
+    if isinstance(model, Model) or mask is None:
+        return
+    silent = []
+
+    def visit(site: Site, value: Array, *_: Any) -> tuple[Array, tuple[()], None]:
+        if "T" in site.axes and site.positions is None:
+            silent.append(site.name)
+        return value, (), None
+
+    looked = run(model, Handler(sites=tuple(names), visit=visit))
+    jax.eval_shape(lambda params, tokens, mask: looked(params, tokens, mask=mask)[0], params, tokens, mask)
+    if silent:
         raise InputError(
-            "a mask was given, but the model is a plain function, which takes none. Group prompts by their length."
+            f"a mask was given, but the function does not say which position a row of {', '.join(dict.fromkeys(silent))} has. "
+            "Give the tap positions=, [B, T], counted from each prompt's first real token: tap.at(positions=...)."
         )
 
 

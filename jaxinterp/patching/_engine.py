@@ -18,7 +18,7 @@ from jaxinterp.models import Model
 from jaxinterp.patching._cells import Cells
 from jaxinterp.patching._cone import BaseRun, Suffix, Work, base_run, cell_logits, unembed_cells
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.patching._ops import Forward
+from jaxinterp.patching._ops import Forward, masked
 from jaxinterp.patching._plan import Chunk, Plan
 from jaxinterp.patching._reach import Geometry
 from jaxinterp.tap import IDENTITY, Handler, take_rows
@@ -160,7 +160,7 @@ def run_base(job: Job) -> tuple[Params, BaseRun]:
         params = put(params, job.mesh, PartitionSpec())
     if isinstance(job.model, Model):
         return params, base_run(job.model, params, tokens, mask)
-    return params, BaseRun(tokens=tokens, positions=None, inputs=None, keys_values=())
+    return params, BaseRun(tokens=tokens, positions=None, inputs=None, keys_values=(), mask=mask)
 
 
 def _hand_over(store: Any, job: Job, index: int, chunk: Chunk, result: Any) -> None:
@@ -257,7 +257,7 @@ def measure_run(
     if isinstance(model, Model):
         logits = model.forward(params, tokens, mask=mask, read=arrays["reads"], answers=arrays["answers"])
     else:
-        logits = take_rows(model(params, tokens, tap=IDENTITY), arrays["reads"])
+        logits = take_rows(model(params, tokens, tap=IDENTITY, **masked(mask)), arrays["reads"])
     return measure(logits, arrays["metrics"], arrays["columns"], narrow)
 
 

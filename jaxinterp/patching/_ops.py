@@ -87,12 +87,16 @@ def bring(shape: SiteShape, values: Array, rows: Any = None) -> Handler:
     return patch(shape.name, per_layer=values, rows=rows)
 
 
+def masked(mask: Array | None) -> dict[str, Array]:
+    """How a function is told of padding: not at all where there is none, so that it need not know of masks."""
+    return {} if mask is None else {"mask": mask}
+
+
 @functools.partial(jax.jit, static_argnames=("model", "site"))
 def captured(model: Forward, site: str, params: Params, tokens: Array, mask: Array | None) -> Array:
     """The values of a site in a run, [L, B, T, ...] or [B, T, ...]."""
-    if isinstance(model, Model):
-        return run(model.forward, capture(site))(params, tokens, mask=mask)[1][site]
-    return run(model, capture(site))(params, tokens)[1][site]
+    forward = model.forward if isinstance(model, Model) else model
+    return run(forward, capture(site))(params, tokens, **masked(mask))[1][site]
 
 
 def _aligned(values: Array, rows: Any, shape: SiteShape) -> Array:

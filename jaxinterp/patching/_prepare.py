@@ -19,6 +19,7 @@ from jaxinterp.patching._check import (
     check_mapped,
     check_mesh,
     check_metrics,
+    check_places,
     check_prompts,
     differing_rows,
     make_source,
@@ -122,6 +123,7 @@ def prepare(
     table = sites(model.forward if isinstance(model, Model) else model, params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
+    check_places(model, params, base, mask, list(dict.fromkeys(name for _, group in groups for name in group.sites)))
     chance = make_null(null, draws, seed, base, mask)
     _check_null(chance, [table[name].axes for _, group in groups for name in group.sites])
     measured = tuple(metrics.values())

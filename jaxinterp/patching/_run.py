@@ -46,7 +46,7 @@ def measure_ends(todo: Prepared) -> Ends:
     if isinstance(job.model, Model):
         measured = measure_base(job.model, params, kept, job.readings(), **how)
     else:
-        measured = measure_run(job.model, params, kept.tokens, None, job.readings(), **how)
+        measured = measure_run(job.model, params, kept.tokens, kept.mask, job.readings(), **how)
     base, logits = fetch(measured)
     check_finite(base, todo.metrics, "base")
     if todo.source is None:

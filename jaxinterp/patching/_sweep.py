@@ -120,7 +120,8 @@ def sweep(
         metric: what to measure, or several by name.
         op: makes the edit from a site: `patch`, `zero`, `mean`, `functools.partial(mean, over="B", groups=templates)`,
             `functools.partial(add, value=v)`, ... For resampling, `patch` from a `source` of shuffled prompts.
-        mask: True at real tokens [B, T], where prompts are padded.
+        mask: True at real tokens [B, T], where prompts are padded. A function then takes it as an optional argument `mask`, and
+            gives its taps `positions` (`saes.Spliced` does).
         source_mask, positions: for a source of other lengths: its mask, and for each position of the base prompts the source's
             position [B, T], -1 where there is none.
         roles: absolute positions [B] by name, for the axis role.

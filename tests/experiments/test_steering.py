@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import jaxinterp as ji
-from experiments.steering import measure, others, subject
-from experiments.steering.summary import SITES, cells, mean
+from experiments.steering import measure, others, subject, summary
+from experiments.steering.summary import SITES, cells, changes, mean
 from jaxinterp import saes
 from tests.tiny import check_close
+
+FOLDER = Path(measure.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +73,38 @@ def test_outcomes(parts):
     assert text["legal"] == 1.0 and text["of_content"] > text["of_all"]
 
 
+@pytest.fixture(scope="module")
+def kept():
+    return json.loads((FOLDER / "results.json").read_text())
+
+
 @pytest.mark.parametrize("site", SITES)
-def test_the_kept_numbers_are_what_the_readme_tells(site):
-    kept = json.loads((Path(measure.__file__).parent / "results.json").read_text())
-    assert len(kept) == 3
+def test_the_kept_numbers_reach_the_targets(kept, site):
+    assert len(kept) == 5
     for seed in kept.values():
         assert sum(area > 0.95 for area in seed[site]["topics"]["auroc"]) >= 7
-        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6 and max(seed[site]["topics"]["auroc_untrained"]) < 0.7
-    latent, difference = (cells(kept, site, "steering", method=name, scale=5.0) for name in ("latent", "difference"))
-    assert mean(latent, "none") < 0.8 < mean(difference, "none")  # a miss of the target, and its peer
-    held = cells(kept, site, "steering", method="difference held", scale=0.0)
-    assert (
-        mean(cells(kept, site, "steering", method="latent", scale=0.0), "own") > 0.05 > max(row["own"] for row in held)
-    )
-    assert mean(cells(kept, site, "refusal", method="random latent", scale=0.0), "triggered") > 0.95
+        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6 and max(seed[site]["topics"]["auroc_untrained"]) < 0.8
+    at = lambda method, scale, part="steering": cells(kept, site, part, method=method, scale=scale)
+    assert mean(at("nothing", 0.0), "none") < 0.2 and mean(at("latent", 5.0), "none") > 0.8
+    assert mean(at("latent", 0.0), "own") < 0.05
+    assert changes(kept, site, "random latent", 5.0, "none").mean() < 0.05
+    refused = [row["triggered"] for row in at("latent", 0.0, "refusal")]
+    assert sum(p < 0.05 for p in refused) == {"resid_post.0": 5, "resid_post.1": 3}[site]  # as the page says
+    assert mean(at("random latent", 0.0, "refusal"), "triggered") > 0.95
 
 
-def test_the_page_has_the_other_dictionaries():
-    folder = Path(measure.__file__).parent
-    kept = json.loads((folder / "others.json").read_text())
-    assert others.table(kept) in (folder / "README.md").read_text() and list(kept) == list(others.OTHERS)
+@pytest.mark.parametrize("site", SITES)
+def test_what_the_page_says_of_the_peer_and_of_the_seed_that_fails(kept, site):
+    for number, seed in kept.items():
+        means = {
+            name: mean(cells({number: seed}, site, "steering", method=name, scale=5.0), "none")
+            for name in ("latent", "difference")
+        }
+        assert means["difference"] > 0.9
+        assert (means["latent"] > 0.8) == ((number, site) != ("4", "resid_post.1"))
+
+
+def test_the_page_has_the_kept_numbers(kept):
+    page, kept_others = (FOLDER / "README.md").read_text(), json.loads((FOLDER / "others.json").read_text())
+    assert summary.filled(page, kept) == page and page.count("<!-- end -->") == len(summary.tables(kept)) + 1
+    assert others.table(kept_others) in page and list(kept_others) == list(others.OTHERS)

@@ -292,17 +292,11 @@ def test_a_plain_function_is_swept(check_same):
         edit = ji.edit("hidden", lambda x, layer=layer, p=position: x.at[:, p].set(acts[layer][:, p]), layer=layer)
         out = ji.run(guest, edit)(weights, base)[0][0, 2]
         assert abs(float(out[0] - out[1]) - float(got.effect[layer, position] + got.base)) < 1e-6
+    how = dict(base=base, source=source, site="hidden", over="layer", metric=metric, mask=jnp.ones((1, 3), bool))
     with pytest.raises(ji.InputError, match="plain function"):
-        sweep(
-            guest,
-            weights,
-            base=base,
-            source=source,
-            site="hidden",
-            over="layer",
-            metric=metric,
-            mask=jnp.ones((1, 3), bool),
-        )
+        sweep(guest, weights, **how)
+    with pytest.raises(ji.InputError, match="which position a row of hidden has"):  # its edits would miss the place
+        sweep(lambda weights, tokens, *, tap, mask=None: guest(weights, tokens, tap=tap), weights, **how)
 
 
 def test_a_metric_that_cannot_tell_base_from_source_says_so(small, difference):

@@ -207,6 +207,36 @@ def test_latents_are_cells_of_a_sweep_and_of_attribution():
     check_close(sorted(cells.effect.values), sorted(exact), 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:attention is saturated")
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_prompts_are_swept_and_attributed_as_each_alone(side):
+    sae, lengths = make_sae(architecture=JumpReLU(threshold=0.2)), [6, 4, 5]
+    spliced = saes.Spliced(MODEL.forward, error="drop", exclude_positions=(0,))
+    params = {"model": PARAMS, "saes": [sae]}
+    padded, mask = np.zeros((3, 6), np.int32), np.zeros((3, 6), bool)
+    for i, n in enumerate(lengths):
+        place = slice(6 - n, 6) if side == "left" else slice(0, n)
+        padded[i, place], mask[i, place] = TOKENS[i, :n], True
+    over = {"position": [1, 3], "feature": list(range(20))}
+    answer = lambda rows: patching.logit_difference(
+        [1 + i for i in rows], [4 + i for i in rows], position=[lengths[i] - 1 for i in rows]
+    )
+    how = dict(over=over, progress=False, keep=("prompts",))
+    sweep = lambda **more: patching.sweep(spliced, params, site="sae.latents", **how, **more)
+    scores = lambda **more: attribution.attribution_patching(spliced, params, sites="sae.latents", **how, **more)
+    whole = dict(base=padded, mask=mask, metric=answer([0, 1, 2]))
+    other = lambda tokens: (tokens + 1) % MODEL.config.d_vocab
+    off, patched = sweep(op=ji.zero, **whole), sweep(source=other(padded), **whole)
+    scored = scores(**whole)["sae.latents"]
+    assert min(np.abs(found.effect_by_prompt.values).max() for found in (off, patched)) > 1e-2
+    for i, n in enumerate(lengths):
+        alone = dict(base=TOKENS[i : i + 1, :n], metric=answer([i]))
+        check_close(off.effect_by_prompt[..., i], sweep(op=ji.zero, **alone).effect_by_prompt[..., 0], 1e-5)
+        from_other = sweep(source=other(alone["base"]), **alone)
+        check_close(patched.effect_by_prompt[..., i], from_other.effect_by_prompt[..., 0], 1e-5)
+        check_close(scored.score_by_prompt[..., i], scores(**alone)["sae.latents"].score_by_prompt[..., 0], 1e-5)
+
+
 def test_gradients_reach_the_latents():
     sae = make_sae(architecture=JumpReLU(threshold=0.2))
     spliced, params = saes.Spliced(MODEL.forward), {"model": PARAMS, "saes": [sae]}
