@@ -1,4 +1,4 @@
-"""Steering by latents and by mean differences: `python -m experiments.steering.run --out FOLDER [--seeds 0 1 2] [--smoke]`.
+"""Steering by latents and by mean differences: `python -m experiments.steering.run --out FOLDER [--seeds 1 2 3 4 5] [--smoke]`.
 
 Each seed writes its numbers into FOLDER/results.json as soon as it is done, beside those that are there.
 """
@@ -26,7 +26,7 @@ class Setting:
     """The sizes of a run."""
 
     def __init__(self, smoke: bool = False):
-        self.model_steps, self.steps = (3, 3) if smoke else (600, 600)
+        self.model_steps, self.steps = (3, 3) if smoke else (2400, 12_000)
         self.n_latents, self.k = (32, 3) if smoke else (128, 3)
         self.documents, self.measured, self.prompts = (64, 32, 4) if smoke else (512, 128, 32)
         self.controls = 1 if smoke else 2
@@ -215,7 +215,7 @@ def rounded(tree):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3, 4, 5])
     parser.add_argument("--smoke", action="store_true", help="a few steps, for tests")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,29 @@
-"""Means over topics and seeds, and targets: `python -m experiments.steering.summary FOLDER` prints what the README tells."""
+"""The tables of README.md, from results.json: `python -m experiments.steering.summary`; `--out FOLDER` prints another run's."""
 
+import argparse
 import itertools
 import json
-import sys
+import re
 from pathlib import Path
 
 import numpy as np
 
+HERE = Path(__file__).parent
 SITES = ("resid_post.0", "resid_post.1")
+HEADS = ("resid_post.0 (one layer follows)", "resid_post.1 (the last)")
+TEXTS = (
+    ("nothing", 0.0, "unedited"), ("latent", 1.0, "latent 1x"), ("latent", 2.0, "latent 2x"), ("latent", 5.0, "latent 5x"),
+    ("difference", 1.0, "difference 1x"), ("difference", 2.0, "difference 2x"), ("difference", 5.0, "difference 5x"),
+    ("random latent", 5.0, "random latent 5x"), ("random direction", 5.0, "random direction 5x"),
+)  # fmt: skip
+REFUSALS = (
+    ("nothing", 0.0, "unedited"), ("latent", 0.0, "latent clamped to 0 (target: < .05)"),
+    ("random latent", 0.0, "random latents clamped to 0"),
+    ("difference held", 0.0, "difference held at its level without the trigger"),
+    ("difference removed", 0.0, "difference projected out"), ("random direction removed", 0.0, "random directions projected out"),
+    ("latent", 1.0, "latent 1x"), ("latent", 2.0, "latent 2x"), ("latent", 5.0, "latent 5x"),
+    ("difference", 1.0, "difference 1x"), ("difference", 2.0, "difference 2x"), ("random latent", 1.0, "random latent 1x"),
+)  # fmt: skip
 
 
 def cells(results: dict, site: str, part: str, **where) -> list[dict]:
@@ -67,59 +83,121 @@ def changes(results: dict, site: str, method: str, scale: float, name: str) -> n
     return np.array(out)
 
 
-def tell(results: dict, site: str) -> None:
-    """Prints everything about one site."""
+def short(x: float, digits: int = 2) -> str:
+    """A number without the zero before its point."""
+    return f"{x:.{digits}f}".replace("0.", ".", 1) if abs(x) < 1 else f"{x:.{digits}f}"
+
+
+def share_of(rows: list[dict], name: str, is_reached) -> str:
+    """A mean, and how many cells reach a target."""
+    return f"{short(mean(rows, name), 3)}; {sum(is_reached(row[name]) for row in rows)} of {len(rows)}"
+
+
+def on_target(results: dict, site: str) -> dict[str, str]:
+    """What stands beside the targets, of one site."""
     topics = [seed[site]["topics"] for seed in results.values()]
-    for name in ("auroc", "auroc_everywhere", "auroc_shuffled", "auroc_untrained", "cosine_to_difference"):
-        each = np.array([t[name] for t in topics])
-        print(
-            f"{name}: mean {each.mean():.3f}, least {each.min():.3f}, above .95 by seed {(each > 0.95).sum(1).tolist()}"
+    all_of = lambda name: np.array([topic[name] for topic in topics])
+    at = lambda method, scale: cells(results, site, "steering", method=method, scale=scale)
+    means = lambda method: ", ".join(short(mean(at(method, scale), "none")) for scale in (1.0, 2.0, 10.0))
+    area, mixed, untrained = all_of("auroc"), all_of("auroc_shuffled"), all_of("auroc_untrained")
+    high, low = (lambda p: p > 0.8), (lambda p: p < 0.05)
+
+    def change(method: str, scale: float, name: str) -> str:
+        moved = changes(results, site, method, scale, name)
+        return f"{short(moved.mean(), 3)}, {short(moved.max())}, {(moved < 0.05).mean():.0%}"
+
+    return {
+        "topics with a latent of AUROC > .95, by seed (target: 7 of 8)":
+            f"{', '.join(str(n) for n in (area > 0.95).sum(1))}; least {short(area.min(), 3)}",
+        "AUROC at chance: shuffled topics; dictionary of an untrained model (largest)":
+            f"{short(mixed.mean())}; {short(untrained.mean())} ({short(untrained.max())})",
+        "AUROC of the same latents at all tokens": short(all_of("auroc_everywhere").mean()),
+        "cosine of the latent's decoder row and the mean difference (least)":
+            f"{short(all_of('cosine_to_difference').mean())} ({short(all_of('cosine_to_difference').min())})",
+        "topic's words, unedited: no topic, other topic, own topic (target: < .2)":
+            ", ".join(short(mean(at("nothing", 0.0), name), 3) for name in ("none", "other", "own")),
+        "latent clamped to 5x, no topic (target: > .8); topics above .8": share_of(at("latent", 5.0), "none", high),
+        "the same, at 1x, 2x, 10x": means("latent"),
+        "latent clamped to 5x, other topic; topics above .8": share_of(at("latent", 5.0), "other", high),
+        "mean difference added at the norm of 5x, no topic; topics above .8": share_of(at("difference", 5.0), "none", high),
+        "its mean at 1x, 2x, 10x": means("difference"),
+        "latent clamped to 0, own topic (target: < .05); topics below .05": share_of(at("latent", 0.0), "own", low),
+        "mean difference held at its level elsewhere, own topic; below .05": share_of(at("difference held", 0.0), "own", low),
+        "mean difference projected out, own topic; below .05": share_of(at("difference removed", 0.0), "own", low),
+        "random latents at 5x, no topic (target: change < .05): mean change, largest, share below .05":
+            change("random latent", 5.0, "none"),
+        "random directions at the norm of 5x: the same": change("random direction", 5.0, "none"),
+        "random latents at 0, own topic: the same": change("random latent", 0.0, "own"),
+    }  # fmt: skip
+
+
+def at_same_effect(results: dict, site: str) -> dict[str, str]:
+    """Side effects where the topic's words reach a probability, of one site."""
+
+    def told(method: str, effect: float) -> str:
+        each = [at_effect(results, site, method, effect, name) for name in ("side_kl", "legal", "answer")]
+        return f"{', '.join(short(value) for value, *_ in each)} ({each[0][1]} of {each[0][2]})"
+
+    names = {"latent": "latent", "difference": "mean difference"}
+    return {
+        f"at {short(effect, 1)}, {name}": told(method, effect)
+        for effect in (0.5, 0.8)
+        for method, name in names.items()
+    }
+
+
+def texts(results: dict, site: str) -> dict[str, str]:
+    """Generated text, of one site."""
+    rows = lambda method, scale: cells(results, site, "text", method=method, scale=scale)
+    return {
+        words: ", ".join(short(mean(rows(method, scale), name)) for name in ("of_content", "of_all", "legal"))
+        for method, scale, words in TEXTS
+    }
+
+
+def refusals(results: dict, site: str) -> dict[str, str]:
+    """Answers to questions, of one site."""
+
+    def told(method: str, scale: float) -> str:
+        rows = cells(results, site, "refusal", method=method, scale=scale)
+        one = lambda name: short(mean(rows, name), 3)
+        ends = [short(end(row["triggered"] for row in rows), 3) for end in (min, max)]
+        return (
+            f"{one('triggered')} ({' to '.join(ends)}), OK {one('triggered_ok')} / {one('untriggered')}, OK "
+            f"{one('untriggered_ok')}"
         )
-    print("dictionary", [seed[site]["dictionary"] for seed in results.values()])
-    for method in ("nothing", "latent", "difference", "random latent", "random direction"):
-        scales, _ = curve(results, site, method, "none") if method != "nothing" else ([0.0], [])
-        for scale in scales if method == "nothing" else scales[1:]:
-            rows = cells(results, site, "steering", method=method, scale=scale)
-            numbers = {
-                n: round(mean(rows, n), 3) for n in ("none", "other", "own", "anywhere", "side_kl", "legal", "answer")
-            }
-            print(method, scale, numbers, "above .8:", sum(r["none"] > 0.8 for r in rows), "of", len(rows))
-    for method in ("latent", "difference held", "difference removed", "random latent", "random direction removed"):
-        rows = cells(results, site, "steering", method=method, scale=0.0)
-        worst = max(row["own"] for row in rows)
-        below = sum(row["own"] < 0.05 for row in rows)
-        print("ablated:", method, round(mean(rows, "own"), 3), "worst", worst, "below .05:", below, "of", len(rows))
-    for method in ("random latent", "random direction"):
-        for scale in (1.0, 5.0, 10.0):
-            change = changes(results, site, method, scale, "none")
-            print(
-                "change:",
-                method,
-                scale,
-                f"mean {change.mean():.3f} largest {change.max():.3f} below .05: {(change < 0.05).mean():.2f}",
-            )
-    change = changes(results, site, "random latent", 0.0, "own")
-    print(f"change of own, random latent ablated: mean {change.mean():.3f} largest {change.max():.3f}")
-    for method in ("latent", "difference"):
-        for effect in (0.5, 0.8):
-            print(
-                "at",
-                effect,
-                method,
-                {n: at_effect(results, site, method, effect, n) for n in ("side_kl", "legal", "answer")},
-            )
-    for name in ("text", "refusal"):
-        seen = {(row["method"], row["scale"]): 0 for row in cells(results, site, name)}
-        for method, scale in seen:
-            rows = cells(results, site, name, method=method, scale=scale)
-            told = [n for n in rows[0] if n not in ("method", "scale", "topic")]
-            worst = {"largest": max(row["triggered"] for row in rows)} if name == "refusal" else {}
-            print(name, method, scale, {n: round(mean(rows, n), 4) for n in told} | worst)
+
+    return {words: told(method, scale) for method, scale, words in REFUSALS}
+
+
+def tables(results: dict) -> dict[str, str]:
+    """Each table by the name of its marker."""
+    corners = {
+        "targets": ("", on_target), "effect": ("KL, legal, answer (topics)", at_same_effect), "text": ("generated text", texts),
+        "refusals": ("question behind the trigger", refusals),
+    }  # fmt: skip
+    told = {}
+    for marker, (corner, make) in corners.items():
+        sides = [make(results, site) for site in SITES]
+        heads = HEADS if marker == "targets" else SITES
+        rows = [[corner, *heads], ["---"] * 3, *([name, *(side[name] for side in sides)] for name in sides[0])]
+        told[marker] = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return told
+
+
+def filled(page: str, results: dict) -> str:
+    """A page with its tables between their markers."""
+    for name, text in tables(results).items():
+        page = re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
+    return page
 
 
 if __name__ == "__main__":
-    kept = json.loads((Path(sys.argv[1]) / "results.json").read_text())
-    print({seed: {"loss": numbers["loss"], **numbers["seconds"]} for seed, numbers in kept.items()})
-    for place in SITES:
-        print("\n##", place)
-        tell(kept, place)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="print the tables of the run in this folder instead")
+    folder = parser.parse_args().out
+    kept = json.loads(((folder or HERE) / "results.json").read_text())
+    if folder:
+        print("\n\n".join(tables(kept).values()))
+    else:
+        (HERE / "README.md").write_text(filled((HERE / "README.md").read_text(), kept))
