@@ -56,6 +56,9 @@ def test_a_process_that_is_killed_while_it_deletes_leaves_no_half_checkpoint(tmp
         checkpoints.save(2, make_tree(2))
         checkpoints.wait()
     assert left[0] < 0
+    with Checkpoints(tmp_path) as reader:  # who only reads leaves the rest to who writes
+        assert 2 in reader.steps
+    assert (tmp_path / ".deleted").is_dir()
     with Checkpoints(tmp_path, keep=1) as again:
         assert 2 in again.steps and {int(path.name) for path in tmp_path.glob("[0-9]*")} == {*again.steps}
         for step in again.steps:
