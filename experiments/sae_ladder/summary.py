@@ -1,8 +1,9 @@
 """The tables of README.md, made from results.json beside it: `python -m experiments.sae_ladder.summary`."""
 
 import json
-import re
 from pathlib import Path
+
+from experiments.markdown import filled, table
 
 HERE = Path(__file__).parent
 HEADS = (
@@ -27,13 +28,6 @@ def cells(row: dict) -> list[str]:
     ]  # fmt: skip
 
 
-def table(first: list[str], rows: list[list[str]]) -> str:
-    """A table of GitHub's."""
-    heads = [*first, *HEADS]
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables(results: dict) -> dict[str, str]:
     """Each table by the name of its marker."""
     by_k = [
@@ -48,35 +42,27 @@ def tables(results: dict) -> dict[str, str]:
     ]
     seeds, ablation = results["seeds"]["mean"], results["ablation"]
     names = ("mmcs", "recall", "hungarian", "hungarian_recall", "random_mmcs", "random_recall", "random_hungarian")
-    stable = "\n".join(
-        f"| {' | '.join(line)} |" for line in (names, ["---"] * 7, [f"{seeds[name]:.3f}" for name in names])
-    )
-    effects = "\n".join([
-        "| | effect (root mean square of the logits) | share of the vocabulary that moves |", "| --- | --- | --- |",
-        f"| {ablation['latents']} latents | {ablation['effect']:.3f} | {ablation['spread']:.3f} |",
-        f"| random directions | {ablation['random_effect']:.3f} | {ablation['random_spread']:.3f} |",
-    ])  # fmt: skip
+    effects = [
+        [f"{ablation['latents']} latents", f"{ablation['effect']:.3f}", f"{ablation['spread']:.3f}"],
+        ["random directions", f"{ablation['random_effect']:.3f}", f"{ablation['random_spread']:.3f}"],
+    ]
+    of = lambda heads, rows: table([*heads, *HEADS], rows)
     return {
-        "sparsity": table(["model", "k"], by_k),
-        "size": table(["latents"], [[str(row["n_latents"]), *cells(row)] for row in results["size"]["rows"]]),
-        "layers": table(["site"], [[row["site"], *cells(row)] for row in results["layers"]["rows"]]),
-        "steps": table(
+        "sparsity": of(["model", "k"], by_k),
+        "size": of(["latents"], [[str(row["n_latents"]), *cells(row)] for row in results["size"]["rows"]]),
+        "layers": of(["site"], [[row["site"], *cells(row)] for row in results["layers"]["rows"]]),
+        "steps": of(
             ["steps", "shared with another seed"],
             [[f"{row['steps']:,}", f"{row['shared']:.2f}", *cells(row)] for row in results["steps"]["rows"]],
         ),
-        "families": table(["architecture", "sparsity", "learning rate"], families),
-        "seeds": stable,
-        "ablation": effects,
+        "families": of(["architecture", "sparsity", "learning rate"], families),
+        "seeds": table(names, [[f"{seeds[name]:.3f}" for name in names]]),
+        "ablation": table(
+            ["", "effect (root mean square of the logits)", "share of the vocabulary that moves"], effects
+        ),
     }
-
-
-def filled(page: str, results: dict) -> str:
-    """A page with its tables between their markers."""
-    for name, text in tables(results).items():
-        page = re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
-    return page
 
 
 if __name__ == "__main__":
     readme = HERE / "README.md"
-    readme.write_text(filled(readme.read_text(), json.loads((HERE / "results.json").read_text())))
+    readme.write_text(filled(readme.read_text(), tables(json.loads((HERE / "results.json").read_text()))))

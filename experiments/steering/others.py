@@ -1,4 +1,4 @@
-"""The same clamps on other dictionaries, one seed: `python -m experiments.steering.others` (writes others.json here)."""
+"""The same clamps on other dictionaries, one seed: `python -m experiments.steering.others` writes others.json."""
 
 import functools
 import json
@@ -57,14 +57,6 @@ def clamped(params: dict, sae: saes.SAE) -> dict:
     }  # fmt: skip
 
 
-def table(results: dict) -> str:
-    """The table of README.md."""
-    tell = lambda row: f"{row['5x']:.2f}, {row['5x above .8']} of 8; {row['0']:.2f}, {row['0 below .05']} of 8"
-    lines = [["at 5x, above .8; at 0, below .05", *SITES], ["---"] * 3]
-    lines += [[name, *(tell(row[site]) for site in SITES)] for name, row in results.items()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 if __name__ == "__main__":
     model = functools.cache(lambda steps: subject.train_model(SEED, steps=steps)[0])
     results = {}
@@ -76,4 +68,3 @@ if __name__ == "__main__":
         results[name] = {sae.config.site: clamped(params, sae) for sae in trained}
         print(name, "is done", flush=True)
     Path(__file__).with_name("others.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))

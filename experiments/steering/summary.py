@@ -1,12 +1,12 @@
-"""The tables of README.md, from results.json: `python -m experiments.steering.summary`; `--out FOLDER` prints another run's."""
+"""The tables of README.md, from the numbers kept beside it: `python -m experiments.steering.summary`."""
 
-import argparse
 import itertools
 import json
-import re
 from pathlib import Path
 
 import numpy as np
+
+from experiments.markdown import filled, table
 
 HERE = Path(__file__).parent
 SITES = ("resid_post.0", "resid_post.1")
@@ -170,8 +170,8 @@ def refusals(results: dict, site: str) -> dict[str, str]:
     return {words: told(method, scale) for method, scale, words in REFUSALS}
 
 
-def tables(results: dict) -> dict[str, str]:
-    """Each table by the name of its marker."""
+def tables(results: dict, others: dict) -> dict[str, str]:
+    """Each table by the name of its marker; `others` is what others.py keeps."""
     corners = {
         "targets": ("", on_target), "effect": ("KL, legal, answer (topics)", at_same_effect), "text": ("generated text", texts),
         "refusals": ("question behind the trigger", refusals),
@@ -180,24 +180,18 @@ def tables(results: dict) -> dict[str, str]:
     for marker, (corner, make) in corners.items():
         sides = [make(results, site) for site in SITES]
         heads = HEADS if marker == "targets" else SITES
-        rows = [[corner, *heads], ["---"] * 3, *([name, *(side[name] for side in sides)] for name in sides[0])]
-        told[marker] = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return told
+        told[marker] = table([corner, *heads], [[name, *(side[name] for side in sides)] for name in sides[0]])
+    tell = lambda row: f"{row['5x']:.2f}, {row['5x above .8']} of 8; {row['0']:.2f}, {row['0 below .05']} of 8"
+    rows = [[name, *(tell(row[site]) for site in SITES)] for name, row in others.items()]
+    return told | {"others": table(["at 5x, above .8; at 0, below .05", *SITES], rows)}
 
 
-def filled(page: str, results: dict) -> str:
-    """A page with its tables between their markers."""
-    for name, text in tables(results).items():
-        page = re.sub(rf"(?s)(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, text=text: f"{m[1]}{text}\n{m[2]}", page)
-    return page
+def kept() -> tuple[dict, dict]:
+    """results.json and others.json."""
+    results, others = (json.loads((HERE / f"{name}.json").read_text()) for name in ("results", "others"))
+    return results, others
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="print the tables of the run in this folder instead")
-    folder = parser.parse_args().out
-    kept = json.loads(((folder or HERE) / "results.json").read_text())
-    if folder:
-        print("\n\n".join(tables(kept).values()))
-    else:
-        (HERE / "README.md").write_text(filled((HERE / "README.md").read_text(), kept))
+    readme = HERE / "README.md"
+    readme.write_text(filled(readme.read_text(), tables(*kept())))

@@ -31,13 +31,11 @@ def products(
     Without a source a_source is 0, and the metric that of one run [1, B]. `readings` and `narrow` say what is read, see
     `patching.measure`.
     """
-    forward = model.forward if isinstance(model, Model) else model
-    extra = {} if mask is None else {"mask": mask}
-    look = run(forward, capture(*(name for name, _ in letters)))
+    look = run(patching.forward_of(model, mask), capture(*(name for name, _ in letters)))
     measure = functools.partial(
         _measure, model, params, mask, readings, narrow, any(_is_behind(name) for name, _ in letters)
     )
-    both = jax.vmap(lambda tokens: (look(params, tokens, **extra)[1], measure(tokens)))
+    both = jax.vmap(lambda tokens: (look(params, tokens)[1], measure(tokens)))
     acts, values = both(jnp.stack([base] if source is None else [base, source]))
     here = {name: x[0] for name, x in acts.items()}
     there = {name: jnp.zeros_like(x[0]) if source is None else x[1] for name, x in acts.items()}
@@ -74,7 +72,7 @@ def _measure(
         how = dict(mask=mask, read=None if whole else reads, answers=readings["answers"])
         logits = run(model.forward, *handlers)(params, tokens, **how)[0]
     else:
-        logits = run(model, *handlers)(params, tokens, **({} if mask is None else {"mask": mask}))[0]
+        logits = run(patching.forward_of(model, mask), *handlers)(params, tokens)[0]
     if whole or not isinstance(model, Model):
         logits = take_rows(logits, reads)
     return patching.measure(logits, readings["metrics"], readings["columns"], narrow)[0][0]

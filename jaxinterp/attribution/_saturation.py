@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxinterp import patching
 from jaxinterp._errors import UnvisitedSiteError
 from jaxinterp._typing import Array, ArrayLike, Params
-from jaxinterp.models import Model
 from jaxinterp.tap import capture, run, sites
 
 if TYPE_CHECKING:
@@ -54,13 +54,12 @@ def saturation(model: Any, params: Params, tokens: ArrayLike, *, mask: ArrayLike
     """
     import xarray as xr
 
-    forward = model.forward if isinstance(model, Model) else model
-    tokens, how = jnp.asarray(tokens), {} if mask is None else {"mask": jnp.asarray(mask)}
-    if not has_scores(sites(forward, params, tokens)):
+    tokens = jnp.asarray(tokens)
+    if not has_scores(sites(patching.forward_of(model), params, tokens)):
         raise UnvisitedSiteError(
             "saturation reads the site 'attn.scores' in layers, which this function does not have."
         )
-    largest, visible = _largest(forward, params, tokens, how)
+    largest, visible = _largest(model, params, tokens, None if mask is None else jnp.asarray(mask))
     real = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     counts = (np.asarray(visible) > 1) & real[None, :, None]  # [L, B, H, T]
     hits = ((np.asarray(largest) > SATURATED) & counts).sum((1, 3))
@@ -75,11 +74,11 @@ def has_scores(table: Any) -> bool:
     return any(s.name == "attn.scores" and s.n_layers is not None and s.axes == "BHTS" for s in table)
 
 
-@functools.partial(jax.jit, static_argnames="forward")
-def _largest(forward: Any, params: Params, tokens: Array, how: dict[str, Array]) -> tuple[Array, Array]:
+@functools.partial(jax.jit, static_argnames="model")
+def _largest(model: Any, params: Params, tokens: Array, mask: Array | None) -> tuple[Array, Array]:
     """The largest probability of each row and how many keys it sees, [L, B, H, T]."""
-    reader = run(forward, capture("attn.scores", of=_summary))
-    return reader(params, tokens, **how)[1]["attn.scores"]
+    reader = run(patching.forward_of(model, mask), capture("attn.scores", of=_summary))
+    return reader(params, tokens)[1]["attn.scores"]
 
 
 def _summary(scores: Array) -> tuple[Array, Array]:

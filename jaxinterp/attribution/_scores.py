@@ -18,7 +18,6 @@ from jaxinterp.attribution._audit import Audit, make_audit
 from jaxinterp.attribution._cells import axes_for, check_single, gather
 from jaxinterp.attribution._products import products
 from jaxinterp.attribution._saturation import has_scores, saturation, warn_if_saturated
-from jaxinterp.models import Model
 from jaxinterp.tap import SiteShape, SiteTable, sites, zero
 
 if TYPE_CHECKING:
@@ -213,7 +212,7 @@ def _exact(model: Any, params: Params, site: str, cells: Sequence[Mapping[str, A
 
 
 def _table(model: Any, params: Params, tokens: Array) -> SiteTable:
-    return sites(model.forward if isinstance(model, Model) else model, params, tokens)
+    return sites(patching.forward_of(model), params, tokens)
 
 
 def _own_name(table: SiteTable, name: str) -> str:

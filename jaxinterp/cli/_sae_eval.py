@@ -101,6 +101,7 @@ def run(options: Eval, output: Output, command: str) -> dict[str, Any]:
     stream = _stream(plan, lm, sae)
     check_dictionary(sae, stream, model, output)
     remarks = [_SAME_TEXT] if is_text_of_training(sae, stream) else []
+    del stream  # with its pool
     output.line(headline(lm, model), style="dim")
     output.line(dictionary_line(sae))
     sae = dataclasses.replace(sae, source=None)  # a pytree of the controls' structure, so that nothing compiles twice

@@ -6,7 +6,7 @@
   `kl_divergence`; `recovered_fraction`.
 - `make_cells`, `Cells`, `AXES`: the places.
 - The layer beneath `sweep`, for other ways to the effect of each cell (attribution is one): `as_tokens`, `parse_over`,
-  `axis_letter`, `prepare`, `Prepared` before; `measure`, `check_finite`, `named_result` behind.
+  `forward_of`, `axis_letter`, `prepare`, `Prepared` before; `measure`, `check_finite`, `named_result` behind.
 """
 
 from jaxinterp.patching._cells import AXES, Cells, axis_letter, make_cells, parse_over
@@ -21,6 +21,7 @@ from jaxinterp.patching._metrics import (
     probability_difference,
     recovered_fraction,
 )
+from jaxinterp.patching._ops import forward_of
 from jaxinterp.patching._paths import path_patch
 from jaxinterp.patching._plan import Plan
 from jaxinterp.patching._prepare import Prepared, prepare
@@ -40,6 +41,7 @@ __all__ = [
     "axis_letter",
     "check_finite",
     "cross_entropy",
+    "forward_of",
     "kl_divergence",
     "log_probability",
     "logit_difference",

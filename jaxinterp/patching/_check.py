@@ -14,7 +14,7 @@ from jaxinterp._errors import InputError
 from jaxinterp._typing import Array
 from jaxinterp.models import Model, check_tokens, token_positions
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.patching._ops import Forward, Source
+from jaxinterp.patching._ops import Forward, Source, forward_of
 from jaxinterp.tap import Handler, Site, run
 
 
@@ -106,8 +106,8 @@ def check_places(model: Forward, params: Any, tokens: Array, mask: Any, names: S
             silent.append(site.name)
         return value, (), None
 
-    looked = run(model, Handler(sites=tuple(names), visit=visit))
-    jax.eval_shape(lambda params, tokens, mask: looked(params, tokens, mask=mask)[0], params, tokens, mask)
+    looked = run(forward_of(model, mask), Handler(sites=tuple(names), visit=visit))
+    jax.eval_shape(lambda params, tokens: looked(params, tokens)[0], params, tokens)
     if silent:
         raise InputError(
             f"a mask was given, but the function does not say which position a row of {', '.join(dict.fromkeys(silent))} has. "

@@ -15,7 +15,7 @@ from jaxinterp._tree import pytree
 from jaxinterp._typing import Array, Params, PyTree
 from jaxinterp.models import Model, token_positions
 from jaxinterp.nn import KeyValues
-from jaxinterp.patching._ops import masked
+from jaxinterp.patching._ops import forward_of
 from jaxinterp.tap import IDENTITY, Handler, Tap, place, run, take_rows
 
 
@@ -170,7 +170,7 @@ def cell_logits(work: Work, layer: Array, where: Any, places: Array | None) -> A
 def whole_cell(work: Work, where: Any) -> Array:
     """A whole forward pass of a plain function; its logits at the rows that are read, [B, U, V]."""
     tokens = work.base.tokens
-    out = run(work.model, *work.handlers(where, "whole"))(work.params, tokens, **masked(work.base.mask))[0]
+    out = run(forward_of(work.model, work.base.mask), *work.handlers(where, "whole"))(work.params, tokens)[0]
     if out.ndim != 3 or out.shape[:2] != tokens.shape:
         raise InputError(
             f"the model returned {list(out.shape)}; a sweep needs logits [B, T, V], here "

@@ -18,7 +18,7 @@ from jaxinterp.models import Model
 from jaxinterp.patching._cells import Cells
 from jaxinterp.patching._cone import BaseRun, Suffix, Work, base_run, cell_logits, unembed_cells
 from jaxinterp.patching._metrics import Metric
-from jaxinterp.patching._ops import Forward, masked
+from jaxinterp.patching._ops import Forward, forward_of
 from jaxinterp.patching._plan import Chunk, Plan
 from jaxinterp.patching._reach import Geometry
 from jaxinterp.tap import IDENTITY, Handler, take_rows
@@ -257,7 +257,7 @@ def measure_run(
     if isinstance(model, Model):
         logits = model.forward(params, tokens, mask=mask, read=arrays["reads"], answers=arrays["answers"])
     else:
-        logits = take_rows(model(params, tokens, tap=IDENTITY, **masked(mask)), arrays["reads"])
+        logits = take_rows(forward_of(model, mask)(params, tokens, tap=IDENTITY), arrays["reads"])
     return measure(logits, arrays["metrics"], arrays["columns"], narrow)
 
 

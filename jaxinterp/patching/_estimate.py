@@ -26,6 +26,7 @@ from jaxinterp.patching._cone import (
 )
 from jaxinterp.patching._costs import default_budget, matrix_flops, tree_bytes
 from jaxinterp.patching._engine import Job, chunk_indices
+from jaxinterp.patching._ops import forward_of
 from jaxinterp.patching._plan import Chunk, Costs
 from jaxinterp.tap import IDENTITY, Tap, sites
 
@@ -96,8 +97,7 @@ def count_flops(jobs: Sequence[Job], chunks: Sequence[Chunk]) -> tuple[int, int]
     """Matrix operations of a whole forward pass for each cell, and of the chunks of a plan."""
     job = jobs[0]
     n_cells = sum(len(j.cells) for j in jobs)
-    forward = job.model.forward if isinstance(job.model, Model) else job.model
-    whole = matrix_flops(lambda p, t: forward(p, t, tap=IDENTITY), job.params, job.tokens)
+    whole = matrix_flops(lambda p, t: forward_of(job.model)(p, t, tap=IDENTITY), job.params, job.tokens)
     if not isinstance(job.model, Model):
         return n_cells * whole, sum(c.n for c in chunks) * whole
     run = functools.partial(base_run, job.model)

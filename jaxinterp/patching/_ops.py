@@ -87,16 +87,16 @@ def bring(shape: SiteShape, values: Array, rows: Any = None) -> Handler:
     return patch(shape.name, per_layer=values, rows=rows)
 
 
-def masked(mask: Array | None) -> dict[str, Array]:
-    """How a function is told of padding: not at all where there is none, so that it need not know of masks."""
-    return {} if mask is None else {"mask": mask}
+def forward_of(model: Forward, mask: Array | None = None) -> Callable[..., Array]:
+    """The function `(params, tokens, *, tap) -> logits`; it hears of padding where there is some, so need not know of masks."""
+    forward = model.forward if isinstance(model, Model) else model
+    return forward if mask is None else functools.partial(forward, mask=mask)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "site"))
 def captured(model: Forward, site: str, params: Params, tokens: Array, mask: Array | None) -> Array:
     """The values of a site in a run, [L, B, T, ...] or [B, T, ...]."""
-    forward = model.forward if isinstance(model, Model) else model
-    return run(forward, capture(site))(params, tokens, **masked(mask))[1][site]
+    return run(forward_of(model, mask), capture(site))(params, tokens)[1][site]
 
 
 def _aligned(values: Array, rows: Any, shape: SiteShape) -> Array:

@@ -30,7 +30,7 @@ from jaxinterp.patching._estimate import count_flops, job_costs
 from jaxinterp.patching._metrics import Metric
 from jaxinterp.patching._names import in_own_names
 from jaxinterp.patching._null import Null, make_null, null_bytes, null_ops
-from jaxinterp.patching._ops import Forward, Source, make_handler, resolve
+from jaxinterp.patching._ops import Forward, Source, forward_of, make_handler, resolve
 from jaxinterp.patching._plan import Costs, Plan, make_chunks
 from jaxinterp.patching._reach import Geometry, Reach, is_local, make_geometry, reach
 from jaxinterp.tap import Handler, SiteTable, patch, sites
@@ -120,7 +120,7 @@ def prepare(
     check_mapped(metrics, base, mask, origin)
     if op is patch and origin is None:
         raise InputError("op=patch needs source, the prompts to patch from. (For ablations: op=zero, op=mean.)")
-    table = sites(model.forward if isinstance(model, Model) else model, params, base)
+    table = sites(forward_of(model), params, base)
     cells, groups = _cells(over, site, table, roles)
     check_mesh(mesh, base)
     check_places(model, params, base, mask, list(dict.fromkeys(name for _, group in groups for name in group.sites)))

@@ -59,7 +59,7 @@ class Metrics:
                     partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
             except SaveError as error:
                 self._failed = str(error)
-        self._agree()
+        raise_in_all(self._failed)
         if progress and is_writer():
             self._bar = _Bar(steps, taken)
 
@@ -89,14 +89,8 @@ class Metrics:
         )
         if good:
             self._write(steps[:good], first + good - 1)
-        self._agree()
+        raise_in_all(self._failed)
         return "" if good == len(steps) else self.not_finite(first + good, steps[good], documents[good])
-
-    def _agree(self) -> None:
-        """Raises in all processes, if the one that writes could not."""
-        told = [text for text in from_all(self._failed) if text]
-        if told:
-            raise SaveError(told[0])
 
     def _write(self, steps: list[dict[str, Any]], last: int) -> None:
         """One row of some steps, of which this was the last."""
@@ -132,6 +126,13 @@ class Metrics:
             f"Row {row} of step {step} ({self._sites[member][side]}{where}) has a value that is not finite. {left_out} Look at "
             f"that document, or exclude it; float16 or bfloat16 activations may overflow."
         )
+
+
+def raise_in_all(failed: str) -> None:
+    """Raises in all processes what went wrong in one of them, "" where nothing did; all call it."""
+    told = [text for text in from_all(failed) if text]
+    if told:
+        raise SaveError(told[0])
 
 
 def read_metrics(file: str | Path) -> list[Row]:

@@ -14,11 +14,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxinterp._errors import InputError, JaxinterpError, SaveError
-from jaxinterp._processes import from_all
 from jaxinterp._typing import Array, PyTree
 from jaxinterp.mesh import is_writer
 from jaxinterp.saes._described import described, differences
-from jaxinterp.saes._metrics import Metrics
+from jaxinterp.saes._metrics import Metrics, raise_in_all
 from jaxinterp.saes._program import Program, make_program
 from jaxinterp.saes._run_folder import CHECKPOINTS
 from jaxinterp.saes._sae import SAE
@@ -211,9 +210,7 @@ def _lock(stack: contextlib.ExitStack, folder: Path) -> None:
             stack.enter_context(locked(folder, "A training run"))
         except SaveError as error:
             taken = str(error)
-    told = [text for text in from_all(taken) if text]
-    if told:
-        raise SaveError(told[0])
+    raise_in_all(taken)
 
 
 def _check_first(program: Program, metrics: Metrics, rows: tuple[Array, Array], stream: Stream) -> None:

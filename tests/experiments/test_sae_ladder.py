@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.markdown import filled
 from experiments.sae_ladder import run, summary
 from jaxinterp import saes
 
@@ -40,8 +41,8 @@ def test_each_dictionary_is_better_than_a_random_one(kept):
 
 
 def test_the_page_has_the_kept_numbers(kept):
-    page = (RESULTS.parent / "README.md").read_text()
-    assert summary.filled(page, kept) == page and page.count("<!-- end -->") == len(summary.tables(kept)) == 7
+    page, tables = (RESULTS.parent / "README.md").read_text(), summary.tables(kept)
+    assert filled(page, tables) == page and page.count("<!-- end -->") == len(tables) == 7
 
 
 def test_predicates_describe_the_trained_model_better_than_one_of_random_weights(kept):

@@ -1,20 +1,16 @@
 """The steering experiment: interventions against arithmetic by hand, and the kept numbers against what the README claims."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxinterp as ji
+from experiments.markdown import filled
 from experiments.steering import measure, others, subject, summary
 from experiments.steering.summary import SITES, cells, changes, mean
 from jaxinterp import saes
 from tests.tiny import check_close
-
-FOLDER = Path(measure.__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +71,7 @@ def test_outcomes(parts):
 
 @pytest.fixture(scope="module")
 def kept():
-    return json.loads((FOLDER / "results.json").read_text())
+    return summary.kept()[0]
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -83,10 +79,18 @@ def test_the_kept_numbers_reach_the_targets(kept, site):
     assert len(kept) == 5
     for seed in kept.values():
         assert sum(area > 0.95 for area in seed[site]["topics"]["auroc"]) >= 7
-        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6 and max(seed[site]["topics"]["auroc_untrained"]) < 0.8
+        assert max(seed[site]["topics"]["auroc_shuffled"]) < 0.6
+    untrained = {
+        (number, topic): area
+        for number, seed in kept.items()
+        for topic, area in enumerate(seed[site]["topics"]["auroc_untrained"])
+    }
+    above = {place for place, area in untrained.items() if area >= 0.7}
+    assert above == {"resid_post.0": set(), "resid_post.1": {("3", 3), ("3", 4)}}[site]  # as the page says
     at = lambda method, scale, part="steering": cells(kept, site, part, method=method, scale=scale)
     assert mean(at("nothing", 0.0), "none") < 0.2 and mean(at("latent", 5.0), "none") > 0.8
     assert mean(at("latent", 0.0), "own") < 0.05
+    assert max(row["own"] for row in at("difference held", 0.0)) < 0.05
     assert changes(kept, site, "random latent", 5.0, "none").mean() < 0.05
     refused = [row["triggered"] for row in at("latent", 0.0, "refusal")]
     assert sum(p < 0.05 for p in refused) == {"resid_post.0": 5, "resid_post.1": 3}[site]  # as the page says
@@ -104,7 +108,7 @@ def test_what_the_page_says_of_the_peer_and_of_the_seed_that_fails(kept, site):
         assert (means["latent"] > 0.8) == ((number, site) != ("4", "resid_post.1"))
 
 
-def test_the_page_has_the_kept_numbers(kept):
-    page, kept_others = (FOLDER / "README.md").read_text(), json.loads((FOLDER / "others.json").read_text())
-    assert summary.filled(page, kept) == page and page.count("<!-- end -->") == len(summary.tables(kept)) + 1
-    assert others.table(kept_others) in page and list(kept_others) == list(others.OTHERS)
+def test_the_page_has_the_kept_numbers():
+    page, tables = (summary.HERE / "README.md").read_text(), summary.tables(*summary.kept())
+    assert filled(page, tables) == page and page.count("<!-- end -->") == len(tables)
+    assert list(summary.kept()[1]) == list(others.OTHERS)
